@@ -1,0 +1,1 @@
+"""Train, sample, measure and compare image generators. Public names are imported on first use."""

@@ -1,0 +1,105 @@
+"""Files that are either whole or absent: atomic writes, digests, and the checks before work begins."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from adm_bench.errors import InputError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a file or a folder, which replaces it when the block ends well.
+
+    The file is flushed to the disk before it gets its name, so that a crash leaves the old or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    try:
+        yield temporary
+        inside = [temporary] if temporary.is_file() else [*temporary.rglob("*"), temporary]
+        for item in inside:
+            _flush(item)
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; InputError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); remove it, or the run it belongs to") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of plain data, the same for equal data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def check_new_file(path: Path, *, overwrite: bool) -> None:
+    """Before any work: InputError where `path` exists (unless `overwrite`) or could not be written."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists; choose another name, or pass --overwrite")
+    check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if need be; InputError where that, or writing into it, is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid4().hex}{PARTIAL_SUFFIX}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what interrupted writes left in a folder."""
+    for item in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        if item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink()

@@ -1,0 +1,67 @@
+"""Names of everything that can be plugged in: each a row here or an entry point, imported on first use.
+
+Another package adds its own through the entry-point groups `adm_bench.generators`, `adm_bench.trainers`,
+`adm_bench.metrics`, `adm_bench.features` and `adm_bench.datasets`.
+"""
+
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from adm_bench.errors import InputError
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "generators": {
+        "adm": "generators.adm.generator:Adm",
+        "gaussian": "generators.gaussian:Gaussian",
+        "memorizer": "generators.memorizer:Memorizer",
+        "noise": "generators.noise:Noise",
+    },
+    "trainers": {
+        "adm": "generators.adm.trainer:AdmTrainer",
+        "classifier": "generators.adm.trainer:ClassifierTrainer",
+    },
+    "metrics": {
+        "fid": "metrics.frechet:FID",
+        "sfid": "metrics.frechet:SFID",
+        "is": "metrics.inception_score:INCEPTION_SCORE",
+        "precision": "metrics.neighbours:PRECISION",
+        "recall": "metrics.neighbours:RECALL",
+        "copied": "metrics.neighbours:COPIED",
+    },
+    "features": {"digits": "metrics.features.digits:DigitsFeatures"},
+    "datasets": {"digits": "adm_bench.images.digits:open_digits"},
+}
+
+
+@cache
+def rows(group: str) -> dict[str, str]:
+    """Every name of a group with its `module:attribute`; InputError where a plug-in takes a taken name."""
+    table = dict(BUILT_IN[group])
+    for entry in entry_points(group=f"adm_bench.{group}"):
+        if entry.name in table and table[entry.name] != entry.value:
+            raise InputError(f"{group} {entry.name!r} is registered twice: {table[entry.name]} and {entry.value}")
+        table[entry.name] = entry.value
+    return dict(sorted(table.items()))
+
+
+def load(group: str, name: str) -> Any:
+    """The object that a name stands for; InputError, with the nearest name, where there is none."""
+    from generators.configuration import unknown_name
+
+    table = rows(group)
+    if name not in table:
+        raise InputError(unknown_name(group.removesuffix("s"), name, table))
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def describe(group: str) -> dict[str, str]:
+    """Each name of a group with the first line of its docstring."""
+    described = {}
+    for name in rows(group):
+        found = load(group, name)
+        text = getattr(found, "description", None) or found.__doc__ or ""
+        described[name] = text.strip().splitlines()[0] if text.strip() else ""
+    return described

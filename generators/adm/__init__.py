@@ -1,0 +1,1 @@
+"""ADM: configurations, presets, the generator and its trainers."""

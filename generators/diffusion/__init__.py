@@ -1,0 +1,1 @@
+"""The mathematics that every diffusion model here shares: schedules, process, losses, samplers, guidance."""

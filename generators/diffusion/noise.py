@@ -1,0 +1,32 @@
+"""Random numbers that belong to an image, and to nothing else."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several non-negative integers, by NumPy's SeedSequence: (seed, index) and the like."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class SeededNoise:
+    """Standard normal noise in which row i depends on seed i alone: not on the batch, nor on the device.
+
+    Every call gives the next draw, (len(seeds), *shape) float32. It is drawn on the CPU, where the
+    generator gives the same numbers whatever the accelerator, and moved.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.shape = shape
+        self.device = device
+
+    def __call__(self) -> Tensor:
+        """The next draw."""
+        out = torch.empty(len(self.generators), *self.shape, pin_memory=self.device.type == "cuda")
+        for row, generator in zip(out, self.generators, strict=True):
+            torch.randn(self.shape, generator=generator, out=row)
+        return out.to(self.device, non_blocking=True)

@@ -1,0 +1,86 @@
+"""What a generator is to the harness. Nothing is inherited: a plug-in is any class of these shapes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+TrainingSet = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
+"""Starts one pass over the training images: batches of (uint8 NCHW, int64 labels or None)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What a generator may be built from; each takes what it needs and refuses what it lacks (ValueError)."""
+
+    image_size: int
+    """Side of the images asked for, in pixels."""
+    num_classes: int | None
+    """Classes to be conditioned on, or None for unlabelled images."""
+    device: torch.device
+    training_set: TrainingSet | None = None
+    weights: Path | None = None
+    """A file of trained weights, already checked to exist."""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Turns seeds and labels into images."""
+
+    Options: ClassVar[type[Any]]
+    """Frozen dataclass of the settings that a user may choose."""
+    image_size: int
+    num_classes: int | None
+    num_parameters: int
+    network_evaluations: int
+    """Evaluations of the network that one image costs; 0 where there is no network."""
+
+    @classmethod
+    def build(cls, options: Any, ingredients: Ingredients) -> "Generator":
+        """Make it ready to sample; ValueError, in one line, where an ingredient is missing or does not fit."""
+
+    def sample(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
+        """Image i from seed i and label i (B,) alone: uint8 (B, 3, image_size, image_size), on any device."""
+
+    def evaluate_once(self) -> None:
+        """Do, for one image, what one network evaluation of sampling does; its cost is counted."""
+
+
+@runtime_checkable
+class Upsampler(Protocol):
+    """Turns low-resolution images into high-resolution ones."""
+
+    image_size: int
+
+    def upsample(self, images: Tensor, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
+        """uint8 (B, 3, h, w) to uint8 (B, 3, image_size, image_size); image i draws from seed i alone."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """Learns from batches, and can be put away and taken up again exactly where it was."""
+
+    Config: ClassVar[type[Any]]
+    """Frozen dataclass of everything that decides the result; its `training` part has the loop's share."""
+
+    @classmethod
+    def create(cls, config: Any, device: torch.device, precision: str) -> "Trainable":
+        """A fresh start; weights are drawn from torch's default generator."""
+
+    def train_step(self, step: int, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """Learn from uint8 (B, 3, H, W) and int64 (B,): step counts from 0. Returns what a log shows.
+
+        Random numbers come from torch's default generator, which the loop seeds for every step.
+        """
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All that `load_state` needs to go on bit for bit, as named groups of named tensors."""
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from what `state` gave; ValueError where names or shapes differ."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What sampling needs, float32."""

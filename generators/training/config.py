@@ -1,0 +1,38 @@
+"""What every training run decides, beside its network."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Annealing = Literal["none", "linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Batch, length, optimizer and weight average of a training run."""
+
+    steps: int = 10_000
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    annealing: Annealing = "none"
+    """Course of the learning rate: none, or down to 0 at the last step, linearly or as half a cosine."""
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    ema_rate: float = 0.9999
+    """Weight that the running average keeps at each step; 0 samples the raw weights."""
+    ema_warmup: bool = True
+    """Average young weights faster: rate min(ema_rate, (1 + step) / (10 + step))."""
+    flip: bool = False
+    """Mirror half of the images, left to right."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have."""
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; expected more than 0")
+        if not 0 <= self.ema_rate < 1:
+            raise ValueError(f"ema_rate is {self.ema_rate}; expected 0 <= ema_rate < 1")

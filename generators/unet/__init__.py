@@ -1,0 +1,1 @@
+"""The U-Nets of ADM and their files."""

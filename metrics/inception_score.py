@@ -1,0 +1,53 @@
+"""Inception Score: how sure the classifier is of each image, and how evenly it names all classes."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp
+
+from metrics.protocol import EvaluationProtocol
+from metrics.statistics import FeatureSet
+
+
+def inception_score(logits: NDArray[np.floating], split_size: int) -> float:
+    """Return the score, 1 to C, of logits [n, C] of n images in their order: Salimans et al. 2016, section 4.
+
+    exp of the mean of KL(p(class | image) || p(class)), averaged over splits of `split_size` consecutive
+    images; the last may be short and counts as much. That is ADM's way (guided-diffusion,
+    evaluations/evaluator.py); all is done in float64 and in logarithms, so that a probability that vanishes
+    adds its limit, 0.
+    """
+    if logits.ndim != 2 or not len(logits):
+        raise ValueError(
+            f"found logits of shape {logits.shape}; expected [images, classes] with at least 1 image"
+        )
+    splits = range(0, len(logits), split_size)
+    return float(np.mean([_score_of_split(logits[start : start + split_size]) for start in splits]))
+
+
+def _score_of_split(logits: NDArray[np.floating]) -> float:
+    log_given_image = log_softmax(logits.astype(np.float64), axis=1)
+    log_overall = logsumexp(log_given_image, axis=0) - np.log(len(logits))
+    divergence = np.exp(log_given_image) * (log_given_image - log_overall)
+    return float(np.exp(divergence.sum(axis=1).mean()))
+
+
+class InceptionScore:
+    """`metrics.protocol.Metric`: the Inception Score of the samples; the reference is not read."""
+
+    name = "is"
+    label = "IS"
+    higher_is_better = True
+    needs = frozenset({"logit_rows"})
+    min_images = 1
+
+    def compute(self, samples: FeatureSet, reference: FeatureSet, protocol: EvaluationProtocol) -> float:  # noqa: ARG002
+        """Score the samples' logits in splits of the protocol's size."""
+        logits = samples.logit_rows
+        if logits is None:
+            raise ValueError(
+                f"{self.label} needs logits and found none; take features that have them"
+            )
+        return inception_score(logits, protocol.inception_split_size)
+
+
+INCEPTION_SCORE = InceptionScore()

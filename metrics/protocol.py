@@ -1,0 +1,84 @@
+"""What a metric, a feature network and an evaluation protocol are, for whoever calls or adds one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metrics.statistics import FeatureBatch, FeatureSet
+
+__all__ = ["PROTOCOLS", "EvaluationProtocol", "FeatureBatch", "Features", "Metric"]
+
+
+class Features(Protocol):
+    """A feature network, ready on its device."""
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights, in hexadecimal: numbers are comparable only where it is the same."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs and where the features it returns lie."""
+
+    def __call__(self, images: Tensor) -> FeatureBatch:
+        """Return the features of uint8 images [B, 3, H, W] on any device; other images are a ValueError.
+
+        What an image gives does not depend, beyond rounding, on the images that share its batch.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationProtocol:
+    """All choices that change a number: two values compare only under one name and one version."""
+
+    name: str
+    version: int
+    features: str
+    inception_split_size: int = 5000
+    neighbours: int = 3
+
+    def __post_init__(self) -> None:
+        for field in ("version", "inception_split_size", "neighbours"):
+            value = getattr(self, field)
+            if value < 1:
+                raise ValueError(f"{field} of evaluation protocol {self.name!r} is {value}; it is at least 1")
+
+
+PROTOCOLS: Mapping[str, EvaluationProtocol] = MappingProxyType(
+    {row.name: row for row in (EvaluationProtocol(name="digits", version=1, features="digits"),)}
+)
+
+
+class Metric(Protocol):
+    """A stateless object that turns two feature sets into one number."""
+
+    @property
+    def name(self) -> str:
+        """The name in records and on the command line, such as "fid"."""
+
+    @property
+    def label(self) -> str:
+        """The name in tables and figures, such as "FID"."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of improvement."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The members of `metrics.statistics.NEEDS` that its feature sets must hold."""
+
+    @property
+    def min_images(self) -> int:
+        """Images that each set it reads must hold, with the protocol's default settings."""
+
+    def compute(self, samples: FeatureSet, reference: FeatureSet, protocol: EvaluationProtocol) -> float:
+        """Return the value for `samples` against `reference`; a ValueError says what they lack."""

@@ -1,0 +1,1 @@
+"""Records of measured numbers, and the tables, figures and pages made from them."""

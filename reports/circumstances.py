@@ -1,0 +1,110 @@
+"""What the numbers of a table were measured with: a row a generator, then what all rows share."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reports.records import Record
+
+SEPARATOR = " · "
+SHA256_SHOWN = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """`shared` holds by name what every row says, `varying` the other columns, a row a generator."""
+
+    shared: Mapping[str, str]
+    varying: pd.DataFrame
+
+
+def circumstances(records: Iterable[Record]) -> pd.DataFrame:
+    """Lay out the circumstances of records as text: a row a generator, a column a circumstance.
+
+    A cell lists every value that the generator's records state, and is empty where they state none.
+    """
+    rows: dict[str, dict[str, dict[str, None]]] = {}
+    for record in records:
+        row = rows.setdefault(record.generator, {})
+        for name, text in _stated(record):
+            row.setdefault(name, {})[text] = None  # a set that keeps its order
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return pd.DataFrame(
+        [[SEPARATOR.join(row.get(name, ())) for name in names] for row in rows.values()],
+        index=pd.Index(list(rows), name="generator", dtype=object),
+        columns=pd.Index(names, dtype=object),
+        dtype=object,
+    )
+
+
+def shared_and_varying(frame: pd.DataFrame) -> Circumstances:
+    """Split what `circumstances` returns into what all rows share and what tells them apart."""
+    shared = {str(name): str(frame[name].iloc[0]) for name in frame if frame[name].nunique() == 1}
+    return Circumstances(shared=shared, varying=frame.drop(columns=list(shared)))
+
+
+def settings_texts(settings: Mapping[str, object]) -> list[str]:
+    """Write settings in their own order, `sampling steps 25`, without those that are None."""
+    return [
+        f"{name.replace('_', ' ')} {_in_words(value)}"
+        for name, value in settings.items()
+        if value is not None
+    ]
+
+
+def _stated(record: Record) -> Iterator[tuple[str, str]]:
+    for text in settings_texts(record.settings):
+        yield "settings", text
+    if record.protocol is not None:
+        version = "" if record.protocol_version is None else f" v{record.protocol_version}"
+        yield "protocol", f"{record.protocol}{version}"
+    if record.features is not None:
+        sha256 = (
+            "" if record.features_sha256 is None else f" (sha256 {record.features_sha256[:SHA256_SHOWN]})"
+        )
+        yield "features", f"{record.features}{sha256}"
+    plain = {
+        "images": record.num_images,
+        "reference images": record.num_reference_images,
+        "seed": record.seed,
+        "arithmetic": record.precision,
+        "device": record.device,
+        "processes": record.world_size,
+    }
+    for name, value in plain.items():
+        if value is not None:
+            yield name, str(value) if name == "seed" else _in_words(value)
+    for name, sha256 in record.inputs.items():
+        yield f"{name} sha256", sha256[:SHA256_SHOWN]
+    yield from _provenance(record.provenance)
+
+
+def _provenance(provenance: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for name, value in provenance.items():
+        if value is None or name == "dirty":
+            continue
+        if name == "commit":
+            dirty = " with uncommitted changes" if provenance.get("dirty") else ""
+            yield "commit", f"{str(value)[:SHA256_SHOWN]}{dirty}"
+        elif name == "created":
+            yield "measured on", str(value)[:10]  # the day of an ISO 8601 time
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                yield name, f"{key} {_in_words(item)}"
+        else:
+            yield name.replace("_", " "), _in_words(value)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_in_words(item) for item in value)
+    return str(value)

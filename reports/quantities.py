@@ -1,0 +1,277 @@
+"""What each measured quantity is called, which direction is better, and how its numbers are written."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from reports.records import Record
+
+Room = Literal["quality", "network", "sampling", "training"]
+NO_NUMBER = "–"
+LARGEST_DECIMALS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """How one quantity is presented.
+
+    `label` heads its column, `short_label` does so in a terminal of 80 columns. `write` turns a value and
+    a number of decimals into text. `ranked` says whether a column names its best row, `must_agree` which
+    circumstances its rows must share before they can be ranked.
+    """
+
+    name: str
+    label: str
+    short_label: str
+    room: Room
+    higher_is_better: bool | None
+    meaning: str
+    write: Callable[[float, int], str]
+    decimals: int = 0
+    ranked: bool = True
+    must_agree: tuple[str, ...] = ()
+
+    @property
+    def arrow(self) -> str:
+        """`↑` where higher is better, `↓` where lower is, nothing where neither is."""
+        if self.higher_is_better is None:
+            return ""
+        return "↑" if self.higher_is_better else "↓"
+
+    def text(self, value: float | None, decimals: int | None = None) -> str:
+        """Write one value; without a number of decimals, with the quantity's own."""
+        if value is None or not math.isfinite(value):
+            return NO_NUMBER
+        return self.write(value, self.decimals if decimals is None else decimals)
+
+    def decimals_for(self, values: Iterable[float]) -> int:
+        """Decimals that leave the smallest of a column's values two digits, from 0.001 up."""
+        if self.write is not in_decimals:
+            return self.decimals
+        told_apart = [abs(value) for value in values if math.isfinite(value) and abs(value) >= 0.001]
+        decimals = self.decimals
+        while told_apart and decimals < LARGEST_DECIMALS and min(told_apart) < 10 ** (1 - decimals):
+            decimals += 1
+        return decimals
+
+
+def in_decimals(value: float, decimals: int) -> str:
+    """1.234 -> 1.23."""
+    return f"{value:.{decimals}f}"
+
+
+def in_percent(value: float, decimals: int) -> str:
+    """0.034 -> 3.4 %; a share that is neither 0 nor 1 never reads 0 % nor 100 %."""
+    percent = 100 * value
+    if percent in (0, 100):
+        return f"{percent:.0f} %"
+    least = 10**-decimals
+    return f"{min(max(percent, least), 100 - least):.{decimals}f} %"
+
+
+def in_si(value: float, _decimals: int) -> str:
+    """1.23e10 -> 12.3 G: three significant digits and an SI prefix."""
+    rounded = float(f"{value:.3g}")
+    size = abs(rounded)
+    if size < 1:
+        return f"{rounded:g}"
+    power = min(int(math.log10(size) + 1e-9) // 3, 6)
+    scaled = rounded / 1000**power
+    digits = 0 if power == 0 and rounded == int(rounded) else max(0, 2 - int(math.log10(abs(scaled)) + 1e-9))
+    return f"{scaled:.{digits}f} {'kMGTPE'[power - 1]}" if power else f"{scaled:.{digits}f}"
+
+
+def in_units(value: float, _decimals: int) -> str:
+    """1000.0 -> 1,000; 12.5 -> 12.5."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def in_time(value: float, _decimals: int) -> str:
+    """Seconds -> 84 s, 20.6 min or 3.4 h."""
+    if value < 10:
+        return f"{value:.2g} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+_SAME_IMAGES = ("num_images", "num_reference_images")
+_SAME_MACHINE = ("device", "world_size")
+
+QUANTITIES: dict[str, Quantity] = {
+    quantity.name: quantity
+    for quantity in (
+        Quantity(
+            name="fid",
+            label="FID",
+            short_label="FID",
+            room="quality",
+            higher_is_better=False,
+            meaning="Fréchet distance between the pooled features of generated and real images: "
+            "fidelity and variety in one number",
+            write=in_decimals,
+            decimals=2,
+            must_agree=_SAME_IMAGES,
+        ),
+        Quantity(
+            name="sfid",
+            label="sFID",
+            short_label="sFID",
+            room="quality",
+            higher_is_better=False,
+            meaning="the same distance on spatial features: are the parts where they belong",
+            write=in_decimals,
+            decimals=2,
+            must_agree=_SAME_IMAGES,
+        ),
+        Quantity(
+            name="is",
+            label="IS",
+            short_label="IS",
+            room="quality",
+            higher_is_better=True,
+            meaning="Inception Score: single images classified with confidence, all classes covered; "
+            "at most the number of classes",
+            write=in_decimals,
+            decimals=2,
+            must_agree=("num_images",),
+        ),
+        Quantity(
+            name="precision",
+            label="Precision",
+            short_label="Prec.",
+            room="quality",
+            higher_is_better=True,
+            meaning="share of generated images that fall among the real ones: fidelity",
+            write=in_decimals,
+            decimals=3,
+            must_agree=_SAME_IMAGES,
+        ),
+        Quantity(
+            name="recall",
+            label="Recall",
+            short_label="Recall",
+            room="quality",
+            higher_is_better=True,
+            meaning="share of real images that fall among the generated ones: variety",
+            write=in_decimals,
+            decimals=3,
+            must_agree=_SAME_IMAGES,
+        ),
+        Quantity(
+            name="copied",
+            label="Copied",
+            short_label="Copied",
+            room="quality",
+            higher_is_better=False,
+            meaning="share of generated images that repeat a training image: a check on all the others",
+            write=in_percent,
+            decimals=1,
+            ranked=False,
+        ),
+        Quantity(
+            name="parameters",
+            label="parameters",
+            short_label="param- eters",
+            room="network",
+            higher_is_better=None,
+            meaning="learned numbers in all networks that sampling uses",
+            write=in_si,
+        ),
+        Quantity(
+            name="forward_macs_per_image",
+            label="forward MACs",
+            short_label="forward MACs",
+            room="network",
+            higher_is_better=None,
+            meaning="multiply-accumulates of one pass of the network over one image",
+            write=in_si,
+        ),
+        Quantity(
+            name="forward_flops_per_image",
+            label="forward FLOPs",
+            short_label="forward FLOPs",
+            room="network",
+            higher_is_better=None,
+            meaning="the same in floating-point operations, two to a multiply-accumulate",
+            write=in_si,
+        ),
+        Quantity(
+            name="network_evaluations_per_image",
+            label="evaluations/image",
+            short_label="evals /image",
+            room="sampling",
+            higher_is_better=False,
+            meaning="passes of the network that one image takes",
+            write=in_units,
+        ),
+        Quantity(
+            name="sampling_flops_per_image",
+            label="FLOPs/image",
+            short_label="FLOPs/image",
+            room="sampling",
+            higher_is_better=False,
+            meaning="floating-point operations to sample one image, guidance included",
+            write=in_si,
+        ),
+        Quantity(
+            name="sampling_images_per_sec",
+            label="images/sec",
+            short_label="images/sec",
+            room="sampling",
+            higher_is_better=True,
+            meaning="images sampled a second, on the device named below",
+            write=in_si,
+            must_agree=_SAME_MACHINE,
+        ),
+        Quantity(
+            name="training_images_per_sec",
+            label="training images/sec",
+            short_label="train im/sec",
+            room="training",
+            higher_is_better=True,
+            meaning="training images a second, on the device named below",
+            write=in_si,
+            must_agree=_SAME_MACHINE,
+        ),
+        Quantity(
+            name="training_sec",
+            label="training sec",
+            short_label="train time",
+            room="training",
+            higher_is_better=False,
+            meaning="seconds that training took, on the device named below",
+            write=in_time,
+            ranked=False,
+        ),
+        Quantity(
+            name="training_images",
+            label="training images",
+            short_label="train images",
+            room="training",
+            higher_is_better=None,
+            meaning="images seen in training, repeats counted",
+            write=in_si,
+        ),
+    )
+}
+
+
+def quantity_of(record: Record) -> Quantity:
+    """Return a record's row of the table; for a quantity that has none, one drawn from the record itself."""
+    if known := QUANTITIES.get(record.quantity):
+        return known
+    taken = any(record.quantity == quantity.label for quantity in QUANTITIES.values())
+    label = f"{record.quantity} (plug-in)" if taken else record.quantity
+    return Quantity(
+        name=record.quantity,
+        label=label,
+        short_label=label,
+        room="sampling" if record.protocol is None else "quality",
+        higher_is_better=record.higher_is_better,
+        meaning=f"measured by a plug-in{f', in {record.unit}' if record.unit else ''}",
+        write=in_decimals if record.protocol is not None else in_si,
+        decimals=3,
+        must_agree=() if record.protocol is None else _SAME_IMAGES,
+    )

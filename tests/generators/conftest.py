@@ -1,0 +1,112 @@
+"""The goldens of guided-diffusion, and the rules that make their inputs (tests/golden/README.md)."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from generators.unet.classifier import Classifier
+from generators.unet.config import ClassifierConfig, UNetConfig
+from generators.unet.unet import UNet
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="session")
+def tables() -> dict[str, Any]:
+    """Scalars and configurations."""
+    loaded: dict[str, Any] = json.loads((GOLDEN / "diffusion.json").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def arrays() -> dict[str, np.ndarray]:
+    """Every array, by name."""
+    with np.load(GOLDEN / "diffusion.npz", allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def rule_values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The values that the rule gives a state-dict entry."""
+    seed = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+    z = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)
+    if len(shape) >= 2:
+        return z / np.sqrt(np.prod(shape[1:]))
+    return 1 + 0.1 * z if name.endswith(".weight") else 0.1 * z
+
+
+@pytest.fixture(scope="session")
+def fill() -> Callable[[nn.Module], nn.Module]:
+    """Fill a network by the rule, so that no layer is left at its zero start, and set it to eval mode."""
+
+    def apply(network: nn.Module) -> nn.Module:
+        state = network.state_dict()
+        network.load_state_dict(
+            {name: torch.from_numpy(rule_values(name, tuple(value.shape))).float() for name, value in state.items()}
+        )
+        return network.eval()
+
+    return apply
+
+
+@pytest.fixture(scope="session")
+def build(tables: dict[str, Any], fill: Callable[[nn.Module], nn.Module]) -> Callable[[str], nn.Module]:
+    """A network of the goldens by its name, filled."""
+
+    def make(name: str) -> nn.Module:
+        model = tables["models"][name]
+        return fill(network_for(model["cls"], dict(model["args"])))
+
+    return make
+
+
+def network_for(kind: str, arguments: dict[str, Any]) -> nn.Module:
+    """Our network for the reference's constructor arguments (guided-diffusion's names)."""
+    size = arguments["image_size"]
+    head_channels = arguments["num_head_channels"]
+    encoder = {
+        "image_size": size,
+        "in_channels": 6 if kind == "SuperResModel" else arguments["in_channels"],
+        "channels": arguments["model_channels"],
+        "channel_mult": tuple(arguments["channel_mult"]),
+        "num_res_blocks": arguments["num_res_blocks"],
+        "attention_resolutions": tuple(size // factor for factor in arguments["attention_resolutions"]),
+        "heads": arguments.get("num_heads", 1),
+        "head_channels": None if head_channels == -1 else head_channels,
+        "attention_order": "qkv-major" if arguments.get("use_new_attention_order") else "head-major",
+        "resampling": "biggan" if arguments["resblock_updown"] else "conv" if arguments.get("conv_resample", True) else "pool",
+        "adaptive_norm": arguments["use_scale_shift_norm"],
+    }
+    if kind == "EncoderUNetModel":
+        return Classifier(ClassifierConfig(**encoder, num_classes=arguments["out_channels"], pool=arguments["pool"]))
+    return UNet(
+        UNetConfig(
+            **encoder,
+            out_channels=arguments["out_channels"],
+            num_classes=arguments.get("num_classes"),
+            heads_upsample=arguments.get("num_heads_upsample"),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def golden(arrays: dict[str, np.ndarray]) -> Callable[[str], Tensor]:
+    """A golden array as a tensor."""
+    return lambda name: torch.from_numpy(arrays[name])
+
+
+@pytest.fixture(scope="session")
+def standard_input() -> Callable[[str, tuple[int, ...]], Tensor]:
+    """The rule's standard normal input of a tag."""
+
+    def make(tag: str, shape: tuple[int, ...]) -> Tensor:
+        seed = int(hashlib.sha256(f"input:{tag}".encode()).hexdigest()[:8], 16)
+        return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)).float()
+
+    return make
