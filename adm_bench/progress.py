@@ -2,12 +2,18 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+WINDOW_SEC = 15.0
 PLAIN_INTERVAL_SEC = 10.0
+WORTH_A_LINE_SEC = 2.0
 
 
 class Advance(Protocol):
@@ -17,61 +23,68 @@ class Advance(Protocol):
         """`amount` more units are done; `note` says what else is worth seeing now."""
 
 
+class Pace:
+    """What is done, how fast it goes now (over the last seconds, not since the start), and what is left."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total = total
+        self.done = done
+        self.start = time.perf_counter()
+        self.marks = deque([(self.start, done)])
+
+    def advance(self, amount: int) -> None:
+        """`amount` more units are done."""
+        now = time.perf_counter()
+        self.done += amount
+        self.marks.append((now, self.done))
+        while len(self.marks) > 2 and now - self.marks[1][0] > WINDOW_SEC:
+            self.marks.popleft()
+
+    def text(self, unit: str) -> str:
+        """Done, rate and time left."""
+        (start, before), (end, after) = self.marks[0], self.marks[-1]
+        rate = (after - before) / max(end - start, 1e-9)
+        left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
+        return f"{self.done}/{self.total} {unit}, {rate:.3g}/s, {left} left"
+
+
 @contextmanager
 def stage(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Show one stage: its title, what is done, the rate and the time left; `done` were there before."""
-    if sys.stderr.isatty():
-        with _bar(title, total, unit, done) as advance:
-            yield advance
-    else:
-        yield from _lines(title, total, unit, done)
+    pace = Pace(total, done)
+    with _bar(title, unit, pace) if sys.stderr.isatty() else _lines(title, unit, pace) as advance:
+        yield advance
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[note]}"),
-    )
-    start = time.perf_counter()
+def _bar(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
-        task = bar.add_task(title, total=total, completed=done, unit=unit, rate="", note="")
-        made = 0
+        task = bar.add_task(title, total=pace.total, completed=pace.done, text="")
 
         def advance(amount: int, note: str = "") -> None:
-            nonlocal made
-            made += amount
-            rate = made / max(time.perf_counter() - start, 1e-9)
-            bar.update(task, advance=amount, rate=f"{rate:.3g}/s", note=note)
+            pace.advance(amount)
+            bar.update(task, completed=pace.done, text=f"{pace.text(unit)} {note}")
 
         yield advance
 
 
-def _lines(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    start = last = time.perf_counter()
-    made = 0
+@contextmanager
+def _lines(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
+    last = pace.start
 
     def advance(amount: int, note: str = "") -> None:
-        nonlocal made, last
-        made += amount
+        nonlocal last
+        pace.advance(amount)
         now = time.perf_counter()
-        if now - last >= PLAIN_INTERVAL_SEC and done + made < total:
+        if now - last >= PLAIN_INTERVAL_SEC and pace.done < pace.total:
             last = now
-            rate = made / (now - start)
-            left = timedelta(seconds=round((total - done - made) / rate)) if rate else "unknown"
-            say(f"{title}: {done + made}/{total} {unit}, {rate:.3g}/s, {left} left{f', {note}' if note else ''}")
+            say(f"{title}: {pace.text(unit)}{f', {note}' if note else ''}")
 
     yield advance
-    seconds = time.perf_counter() - start
-    if seconds >= 2:
-        say(f"{title}: {done + made}/{total} {unit} in {seconds:.0f} s")
+    seconds = time.perf_counter() - pace.start
+    if seconds >= WORTH_A_LINE_SEC:
+        say(f"{title}: {pace.done}/{pace.total} {unit} in {seconds:.0f} s")
 
 
 def say(line: str) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from adm_bench.errors import InputError
+from generators.configuration import unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "generators": {
@@ -48,8 +49,6 @@ def rows(group: str) -> dict[str, str]:
 
 def load(group: str, name: str) -> Any:
     """The object that a name stands for; InputError, with the nearest name, where there is none."""
-    from generators.configuration import unknown_name
-
     table = rows(group)
     if name not in table:
         raise InputError(unknown_name(group.removesuffix("s"), name, table))

@@ -27,13 +27,15 @@ def to_mapping(config: object) -> dict[str, Any]:
     """A dataclass as JSON's types: nested dataclasses as mappings, tuples as lists, paths as text."""
 
     def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
         if is_dataclass(value) and not isinstance(value, type):
             return to_mapping(value)
         if isinstance(value, tuple | list):
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    return {field.name: plain(getattr(config, field.name)) for field in fields(typing.cast(Any, config))}
+    return {field.name: plain(getattr(config, field.name)) for field in fields(typing.cast("Any", config))}
 
 
 def from_mapping(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
@@ -43,7 +45,7 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     that the dataclass itself refuses; `where` is the dotted path that the message begins with.
     """
     hints = typing.get_type_hints(cls)
-    names = {field.name: field for field in fields(typing.cast(Any, cls))}
+    names = {field.name: field for field in fields(typing.cast("Any", cls))}
     for key in values:
         if key not in names:
             raise ValueError(f"{where}{unknown_name('key', key, names)}")
@@ -73,13 +75,17 @@ def parse_value(expected: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} is {value!r}; expected a list such as [1, 2]")
         return tuple(parse_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict or expected is dict:
+    if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; expected a table of keys and values")
-        return dict(value)
+        inner = arguments[1] if arguments else typing.Any
+        return {
+            key: item if inner is typing.Any else parse_value(inner, item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if is_dataclass(expected):
         if isinstance(value, Mapping):
-            return from_mapping(typing.cast(type[Any], expected), value, f"{where}.")
+            return from_mapping(typing.cast("type[Any]", expected), value, f"{where}.")
         raise ValueError(f"{where} is {value!r}; expected a table of keys and values")
     return parse_scalar(expected, value, where)
 
@@ -115,7 +121,8 @@ def with_changes(config: C, changes: Mapping[str, Any]) -> C:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    return _merged(config, tree, "")
+    merged: C = _merged(config, tree, "")
+    return merged
 
 
 def _merged(config: Any, tree: Mapping[str, Any], where: str) -> Any:

@@ -53,13 +53,15 @@ class Gaussian:
         for images, labels in ingredients.training_set():
             rows = images.flatten(1).double() / 127.5 - 1
             owners = torch.zeros(len(rows), dtype=torch.int64) if labels is None else labels
-            for label in owners.unique():
+            for label in set(owners.tolist()):
                 members = rows[owners == label]
                 counts[label] += len(members)
                 sums[label] += members.sum(dim=0)
                 products[label] += members.T @ members
         if counts.min() < 2:
-            raise ValueError(f"class {int(counts.argmin())} has {int(counts.min())} training images; expected 2 or more")
+            raise ValueError(
+                f"class {int(counts.argmin())} has {int(counts.min())} training images; expected 2 or more"
+            )
         means = sums / counts[:, None]
         scatter = products - counts[:, None, None] * means[:, :, None] * means[:, None, :]
         values, vectors = torch.linalg.eigh(scatter / (counts[:, None, None] - 1))
@@ -72,7 +74,7 @@ class Gaussian:
         owners = torch.zeros(len(seeds), dtype=torch.int64) if labels is None else labels
         z = SeededNoise(seeds, (self.means.shape[1],), self.device)()
         rows = self.means[owners]
-        for label in owners.unique():
+        for label in set(owners.tolist()):
             members = owners == label
             rows[members] += z[members] @ self.factors[label].T
         return to_uint8(rows.view(len(seeds), 3, self.image_size, self.image_size), "nearest")

@@ -66,9 +66,8 @@ class Trainable(Protocol):
     Config: ClassVar[type[Any]]
     """Frozen dataclass of everything that decides the result; its `training` part has the loop's share."""
 
-    @classmethod
-    def create(cls, config: Any, device: torch.device, precision: str) -> "Trainable":
-        """A fresh start; weights are drawn from torch's default generator."""
+    def __init__(self, config: Any, device: torch.device, precision: str) -> None:
+        """Start afresh: weights are drawn from torch's default generator, precision is fp32, bf16 or fp16."""
 
     def train_step(self, step: int, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Learn from uint8 (B, 3, H, W) and int64 (B,): step counts from 0. Returns what a log shows.

@@ -19,8 +19,8 @@ Covariances stored in float32 stay some ten times below it; a matrix that is no 
 def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
     """Return the squared Fréchet distance of two Gaussians, means [D] and covariances [D, D].
 
-    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2): Dowson and Landau 1982, equation 4; Heusel et al. 2017,
-    equation 6. With S1 = A A' and S2 = B B' the last trace is the sum of the singular values of A'B, which
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2): Dowson and Landau 1982; Heusel et al. 2017, equation
+    6. With S1 = A A' and S2 = B B' the last trace is the sum of the singular values of A'B, which
     takes no root of rounding noise and so stays exact where a covariance is singular. Never clipped: the
     distance of a set to itself is zero up to rounding, on either side.
 
@@ -42,9 +42,7 @@ def _checked_gaussian(mean: ArrayLike, cov: ArrayLike) -> tuple[NDArray[np.float
             f"found a mean of shape {m.shape} and a covariance of shape {s.shape}; expected [D] and [D, D]"
         )
     if not (np.isfinite(m).all() and np.isfinite(s).all()):
-        raise ValueError(
-            "found a mean or covariance with values that are not finite; make the statistics again"
-        )
+        raise ValueError("found a mean or covariance with values that are not finite; make the statistics again")
     if np.abs(s - s.T).max() > COVARIANCE_TOLERANCE * np.abs(s).max():
         raise ValueError("found a covariance that is not symmetric; make the statistics again")
     return m, (s + s.T) / 2
@@ -55,9 +53,7 @@ def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh(covariance)
     largest = max(values[-1], 0.0)
     if values[0] < -COVARIANCE_TOLERANCE * largest:
-        raise ValueError(
-            f"found a covariance with the eigenvalue {values[0]:g}, expected none below 0; make it again"
-        )
+        raise ValueError(f"found a covariance with the eigenvalue {values[0]:g}, expected none below 0; make it again")
     # Below this an eigenvalue of a symmetric matrix is rounding noise (LAPACK Users' Guide, section 4.7).
     signal = values > values.size * np.finfo(np.float64).eps * largest
     factor: NDArray[np.float64] = vectors[:, signal] * np.sqrt(values[signal])
@@ -80,16 +76,14 @@ class FrechetMetric:
         return frozenset({f"{self.layer}_moments"})
 
     def compute(self, samples: FeatureSet, reference: FeatureSet, protocol: EvaluationProtocol) -> float:  # noqa: ARG002
-        """Return the distance, in squared feature units; both sets hold the layer's moments of at least two images."""
+        """Return the distance, in squared feature units; both sets hold at least two images."""
         ours, theirs = self._moments(samples), self._moments(reference)
         return frechet_distance(ours.mean, ours.covariance(), theirs.mean, theirs.covariance())
 
     def _moments(self, features: FeatureSet) -> Moments:
         moments = features.pool if self.layer == "pool" else features.spatial
         if moments is None:
-            raise ValueError(
-                f"{self.label} needs {self.layer} features and found none; take features that have them"
-            )
+            raise ValueError(f"{self.label} needs {self.layer} features and found none; take features that have them")
         return moments
 
 

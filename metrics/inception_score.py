@@ -17,9 +17,7 @@ def inception_score(logits: NDArray[np.floating], split_size: int) -> float:
     adds its limit, 0.
     """
     if logits.ndim != 2 or not len(logits):
-        raise ValueError(
-            f"found logits of shape {logits.shape}; expected [images, classes] with at least 1 image"
-        )
+        raise ValueError(f"found logits of shape {logits.shape}; expected [images, classes] with at least 1 image")
     splits = range(0, len(logits), split_size)
     return float(np.mean([_score_of_split(logits[start : start + split_size]) for start in splits]))
 
@@ -44,9 +42,7 @@ class InceptionScore:
         """Score the samples' logits in splits of the protocol's size."""
         logits = samples.logit_rows
         if logits is None:
-            raise ValueError(
-                f"{self.label} needs logits and found none; take features that have them"
-            )
+            raise ValueError(f"{self.label} needs logits and found none; take features that have them")
         return inception_score(logits, protocol.inception_split_size)
 
 

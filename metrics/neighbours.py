@@ -33,7 +33,7 @@ COPY_RATIO = 1e-6
 Typical is the median squared distance between a reference image and its own nearest neighbour (duplicates
 within the reference left out), so the rule has no unit and fits any network. Distances thus count as zero
 below 1/1000 of the usual gap. Float32 networks repeat themselves to about 1e-5 of the norm, a squared 1e-10,
-some thousand times below; and images that fill m dimensions fall so near to one of the reference by chance in
+hundreds of times below; and images that fill m dimensions fall so near to one of the reference by chance in
 1 case out of 10^(3m).
 """
 
@@ -53,12 +53,12 @@ def squared_distance_blocks(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Yield the squared distances [queries, points] in float64 blocks, each with its first row and column.
 
-    They come row by row: all blocks of the first queries, then all of the next.
+    They come row by row: all blocks of the first queries, then all of the next. They lie on `device`, or on
+    the CPU where that is Apple's mps, which has no float64.
     """
     if queries.ndim != 2 or points.ndim != 2 or queries.shape[1] != points.shape[1]:
-        raise ValueError(
-            f"cannot compare features of shapes {queries.shape} and {points.shape}; expected [n, D] twice"
-        )
+        raise ValueError(f"cannot compare features of shapes {queries.shape} and {points.shape}; expected [n, D] twice")
+    device = "cpu" if torch.device(device).type == "mps" else device
     for row in range(0, len(queries), block_rows):
         u, u_norms = _on_device(queries[row : row + block_rows], device)
         for column in range(0, len(points), block_rows):
@@ -69,7 +69,7 @@ def squared_distance_blocks(
 
 
 def _on_device(rows: Rows, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    values = torch.from_numpy(rows).to(device).double()
+    values = torch.tensor(rows, device=device).double()
     return values, values.square().sum(dim=1)
 
 
@@ -94,10 +94,8 @@ def nearest_neighbours(
     return Neighbours(squared_distances=distances, indices=indices)
 
 
-def squared_radii(
-    points: Rows, k: int, *, device: torch.device | str = "cpu", block_rows: int = BLOCK_ROWS
-) -> Tensor:
-    """Return the squared distance of each point [D] to its k-th nearest other one: float64 [n], on the CPU."""
+def squared_radii(points: Rows, k: int, *, device: torch.device | str = "cpu", block_rows: int = BLOCK_ROWS) -> Tensor:
+    """Return each point's squared distance to its k-th nearest other one: float64 [n], on the CPU."""
     others_and_itself = nearest_neighbours(points, points, k + 1, device=device, block_rows=block_rows)
     return others_and_itself.squared_distances[:, k]
 
@@ -115,9 +113,8 @@ def inside_manifold(
     Kynkäänniemi et al. 2019, equation 1.
     """
     inside = torch.zeros(len(queries), dtype=torch.bool)
-    radii = point_squared_radii.to(device)
     for row, column, block in squared_distance_blocks(queries, points, device=device, block_rows=block_rows):
-        hits = block <= radii[column : column + block.shape[1]]
+        hits = block <= point_squared_radii[column : column + block.shape[1]].to(block.device)
         inside[row : row + len(block)] |= hits.any(dim=1).cpu()
     return inside
 
@@ -126,8 +123,7 @@ def inside_manifold(
 class ManifoldMetric:
     """`metrics.protocol.Metric`: the share of one set inside the manifold of the other.
 
-    Kynkäänniemi et al. 2019, "Improved precision and recall metric", equation 2, on squared distances as ADM
-    does.
+    Kynkäänniemi et al. 2019, "Improved precision and recall metric", equation 2.
     """
 
     name: str

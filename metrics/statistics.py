@@ -47,8 +47,8 @@ class FeatureBatch:
 class Moments:
     """Count, mean [D] and scatter [D, D] of rows, in float64.
 
-    `M2` is the sum of outer products of the rows' deviations from their mean, which two sets can add exactly:
-    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1.
+    `M2` is the sum of the outer products of the rows' deviations from their mean: the pairwise update of
+    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", carried over to covariances.
     """
 
     n: int
@@ -103,7 +103,7 @@ class Moments:
         return Moments(n=total, mean=self.mean + delta * (other.n / total), M2=scatter)
 
     def covariance(self) -> NDArray[np.float64]:
-        """Return the unbiased [D, D], divided by n - 1 as `numpy.cov` does; fewer than two rows are a ValueError."""
+        """Return the unbiased [D, D], divided by n - 1 as `numpy.cov` does; n < 2 is a ValueError."""
         if self.n < 2:
             raise ValueError(f"found {self.n} images where a covariance takes at least 2; add images")
         return self.M2 / (self.n - 1)
@@ -114,8 +114,9 @@ class FeatureSet:
 
     Of `NEEDS` only the members of `needs` are kept; the moments of the pool features always are, for they
     count the images. Statistics that come from a file are handed in as `pool` and `spatial`, and the
-    `pool_rows` [n, D] of those images that came along with them, which may be fewer. `device` is where
-    metrics make heavy passes over the rows, which themselves stay on the host.
+    `pool_rows` [n, D] of those images that came along with them, which may be fewer. The rows stay
+    on the host; `device` is where metrics make heavy passes over them (the samples' is taken, not the
+    reference's).
     """
 
     def __init__(
@@ -164,9 +165,7 @@ class FeatureSet:
     def update(self, batch: FeatureBatch) -> None:
         """Add a batch; a feature that is not finite is a ValueError that names the image, counted from 0."""
         layers = {"pool": batch.pool, "spatial": batch.spatial, "logits": batch.logits}
-        rows = {
-            layer: values.detach().cpu().numpy() for layer, values in layers.items() if values is not None
-        }
+        rows = {layer: values.detach().cpu().numpy() for layer, values in layers.items() if values is not None}
         for layer, values in rows.items():
             _require_finite(values, layer, self.num_images)
         self._pool = _accumulated(self._pool, rows["pool"])
@@ -219,12 +218,14 @@ def _accumulated(moments: Moments | None, rows: FloatRows) -> Moments:
 
 def _merged(one: Moments | None, other: Moments | None) -> Moments | None:
     if one is None or other is None:
-        return one or other
+        only = one or other
+        # A copy, so that to update the merged set leaves its parts alone.
+        return None if only is None else only.merge(Moments.empty(only.mean.size))
     return one.merge(other)
 
 
 def _joined(chunks: list[FloatRows]) -> FloatRows:
-    """All chunks as one array, which takes their place in the list."""
+    """Return all chunks as one array, which takes their place in the list."""
     if len(chunks) > 1:
         chunks[:] = [np.concatenate(chunks)]
     return chunks[0]

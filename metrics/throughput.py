@@ -32,8 +32,7 @@ def measure_throughput(
     """
     if images_per_call < 1 or warmup < 0 or repeats < 1:
         raise ValueError(
-            f"found images_per_call={images_per_call}, warmup={warmup}, repeats={repeats}; "
-            "expected at least 1, 0 and 1"
+            f"found images_per_call={images_per_call}, warmup={warmup}, repeats={repeats}; expected at least 1, 0 and 1"
         )
     device = torch.device(device)
     for _ in range(warmup):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pandas as pd
 
@@ -9,6 +10,8 @@ from reports.records import Record
 
 SEPARATOR = " · "
 SHA256_SHOWN = 12
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +47,22 @@ def shared_and_varying(frame: pd.DataFrame) -> Circumstances:
     return Circumstances(shared=shared, varying=frame.drop(columns=list(shared)))
 
 
+def by_value(values: Mapping[str, Value]) -> list[tuple[str, Value]]:
+    """Group generators by value: (names, value); the largest group, from three on, is `the others`."""
+    groups: dict[Value, list[str]] = {}
+    for generator, value in values.items():
+        groups.setdefault(value, []).append(generator)
+    said = [(", ".join(names), value) for value, names in groups.items()]
+    largest = max(groups, key=lambda value: len(groups[value]), default=None)
+    if len(groups) > 1 and largest is not None and len(groups[largest]) > 2:
+        said = [(who, value) for who, value in said if value != largest]
+        said.append(("the others", largest))
+    return said
+
+
 def settings_texts(settings: Mapping[str, object]) -> list[str]:
     """Write settings in their own order, `sampling steps 25`, without those that are None."""
-    return [
-        f"{name.replace('_', ' ')} {_in_words(value)}"
-        for name, value in settings.items()
-        if value is not None
-    ]
+    return [f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in settings.items() if value is not None]
 
 
 def _stated(record: Record) -> Iterator[tuple[str, str]]:
@@ -60,9 +72,7 @@ def _stated(record: Record) -> Iterator[tuple[str, str]]:
         version = "" if record.protocol_version is None else f" v{record.protocol_version}"
         yield "protocol", f"{record.protocol}{version}"
     if record.features is not None:
-        sha256 = (
-            "" if record.features_sha256 is None else f" (sha256 {record.features_sha256[:SHA256_SHOWN]})"
-        )
+        sha256 = "" if record.features_sha256 is None else f" (sha256 {record.features_sha256[:SHA256_SHOWN]})"
         yield "features", f"{record.features}{sha256}"
     plain = {
         "images": record.num_images,

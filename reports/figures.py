@@ -40,9 +40,7 @@ def sample_grid(images: NDArray[np.uint8], columns: int, scale: int) -> Image.Im
     No images, another shape or type, and `columns` or `scale` below 1 raise ValueError.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-        raise ValueError(
-            f"images are {images.dtype} of shape {images.shape}, expected uint8, (N, height, width, 3)"
-        )
+        raise ValueError(f"images are {images.dtype} of shape {images.shape}, expected uint8, (N, height, width, 3)")
     if columns < 1 or scale < 1:
         raise ValueError(f"a grid of {columns} columns at scale {scale}, expected at least 1 of each")
     num_images, height, width = images.shape[:3]
@@ -184,7 +182,7 @@ def _draw(points: Sequence[_Point], cost: Quantity) -> Figure:
     figure = Figure(figsize=(_WIDTH_PT / 72, _HEIGHT_PT / 72), dpi=72)
     FigureCanvasAgg(figure)  # measures text; one dot a point
     figure.patch.set_visible(False)
-    axes = figure.add_axes((0.115, 0.17, 0.865, 0.735))
+    axes = figure.add_axes((0.115, 0.155, 0.865, 0.75))
     axes.set(xlim=across.limits, ylim=up.limits)
     _draw_frame(axes, across, up, cost)
     front = [(across.position(point.cost), up.position(point.fid)) for point in _front(points)]
@@ -208,19 +206,15 @@ def _draw_frame(axes: Axes, across: _LogAxis, up: _LogAxis, cost: Quantity) -> N
         axes.axvspan(across.limits[0], (across.zero + math.log10(across.low)) / 2, color=_BAND, linewidth=0)
         x_ticks, x_labels = [0.0, *x_ticks], ["0", *x_labels]
         at = axes.transData + axes.figure.transFigure.inverted()
-        axes.figure.text(at.transform((across.zero, 0))[0], 0.015, "no network", color=_MUTED, ha="center")
+        axes.figure.text(at.transform((across.zero, 0))[0], 0.012, "no network", color=_MUTED, ha="center")
     if up.has_zero:
         y_ticks, y_labels = [0.0, *y_ticks], ["0", *y_labels]
     axes.set_xticks([across.position(value) for value in x_ticks], x_labels)
     axes.set_yticks([up.position(value) for value in y_ticks], y_labels)
     axes.grid(axis="y", color=_RULE, linewidth=0.8)
     axes.set_axisbelow(True)
-    title = (
-        "FLOPs for one image"
-        if cost.name.endswith("flops_per_image")
-        else "network evaluations for one image"
-    )
-    axes.figure.text(0.98, 0.015, title, color=_MUTED, ha="right")
+    title = "FLOPs for one image" if cost.name.endswith("flops_per_image") else "network evaluations for one image"
+    axes.figure.text(0.98, 0.012, title, color=_MUTED, ha="right")
     axes.figure.text(0.012, 0.945, "FID, lower is better", color=_MUTED)
 
 

@@ -62,9 +62,7 @@ def place_labels(
     return placed
 
 
-def _candidates(
-    point: tuple[float, float], size: tuple[float, float], area: Box, gap: float
-) -> Iterator[Box]:
+def _candidates(point: tuple[float, float], size: tuple[float, float], area: Box, gap: float) -> Iterator[Box]:
     (x, y), (width, height) = point, size
     steps = math.ceil(math.hypot(area.width, area.height) / (height / 2))
     for step in range(steps):

@@ -16,9 +16,9 @@ LARGEST_DECIMALS = 4
 class Quantity:
     """How one quantity is presented.
 
-    `label` heads its column, `short_label` does so in a terminal of 80 columns. `write` turns a value and
-    a number of decimals into text. `ranked` says whether a column names its best row, `must_agree` which
-    circumstances its rows must share before they can be ranked.
+    `label` heads its column, `short_label` does so in a terminal, where it may also break before a slash.
+    `write` turns a value and a number of decimals into text. `ranked` says whether a column names its best
+    row, `must_agree` which circumstances its rows must share before they can be ranked.
     """
 
     name: str
@@ -83,17 +83,8 @@ def in_si(value: float, _decimals: int) -> str:
 
 
 def in_units(value: float, _decimals: int) -> str:
-    """1000.0 -> 1,000; 12.5 -> 12.5."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-
-
-def in_time(value: float, _decimals: int) -> str:
-    """Seconds -> 84 s, 20.6 min or 3.4 h."""
-    if value < 10:
-        return f"{value:.2g} s"
-    if value < 120:
-        return f"{value:.0f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    """1212.4 -> 1,212; 12.5 -> 12.5."""
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:,.1f}"
 
 
 _SAME_IMAGES = ("num_images", "num_reference_images")
@@ -173,7 +164,7 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity(
             name="parameters",
             label="parameters",
-            short_label="param- eters",
+            short_label="params",
             room="network",
             higher_is_better=None,
             meaning="learned numbers in all networks that sampling uses",
@@ -182,7 +173,7 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity(
             name="forward_macs_per_image",
             label="forward MACs",
-            short_label="forward MACs",
+            short_label="fwd\nMACs",
             room="network",
             higher_is_better=None,
             meaning="multiply-accumulates of one pass of the network over one image",
@@ -191,7 +182,7 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity(
             name="forward_flops_per_image",
             label="forward FLOPs",
-            short_label="forward FLOPs",
+            short_label="fwd\nFLOPs",
             room="network",
             higher_is_better=None,
             meaning="the same in floating-point operations, two to a multiply-accumulate",
@@ -200,7 +191,7 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity(
             name="network_evaluations_per_image",
             label="evaluations/image",
-            short_label="evals /image",
+            short_label="evals/image",
             room="sampling",
             higher_is_better=False,
             meaning="passes of the network that one image takes",
@@ -221,34 +212,34 @@ QUANTITIES: dict[str, Quantity] = {
             short_label="images/sec",
             room="sampling",
             higher_is_better=True,
-            meaning="images sampled a second, on the device named below",
+            meaning="images sampled a second; it depends on the device",
             write=in_si,
             must_agree=_SAME_MACHINE,
         ),
         Quantity(
             name="training_images_per_sec",
             label="training images/sec",
-            short_label="train im/sec",
+            short_label="train\n/sec",
             room="training",
             higher_is_better=True,
-            meaning="training images a second, on the device named below",
+            meaning="images trained on a second; it depends on the device",
             write=in_si,
             must_agree=_SAME_MACHINE,
         ),
         Quantity(
             name="training_sec",
             label="training sec",
-            short_label="train time",
+            short_label="train\nsec",
             room="training",
             higher_is_better=False,
-            meaning="seconds that training took, on the device named below",
-            write=in_time,
+            meaning="how long training took; it depends on the device",
+            write=in_units,
             ranked=False,
         ),
         Quantity(
             name="training_images",
             label="training images",
-            short_label="train images",
+            short_label="train\nimages",
             room="training",
             higher_is_better=None,
             meaning="images seen in training, repeats counted",

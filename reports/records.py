@@ -50,9 +50,7 @@ class Record:
         for name, hint in _field_types().items():
             value = getattr(self, name)
             if not _is_of_type(value, hint):
-                raise ValueError(
-                    f"record field {name!r} is {_shortened(value)}, expected {_type_in_words(hint)}"
-                )
+                raise ValueError(f"record field {name!r} is {_shortened(value)}, expected {_type_in_words(hint)}")
         _check_version(self.schema_version)
         for name in ("run", "generator", "quantity"):
             if not getattr(self, name):

@@ -1,7 +1,7 @@
 """A report as Markdown, as CSV, as one self-contained HTML page and for the terminal."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,34 +16,34 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reports.circumstances import SEPARATOR, Circumstances, circumstances, settings_texts, shared_and_varying
+from reports.circumstances import Circumstances, by_value
 from reports.figures import quality_cost_plot
-from reports.quantities import QUANTITIES, Quantity, quantity_of
-from reports.records import Record
-from reports.summary import headline
-from reports.tables import (
-    MeasuredUnder,
-    Sheet,
-    best_in_column,
-    comparable_groups,
-    compute_sheet,
-    quality_sheet,
+from reports.layout import (
+    Grid,
+    Section,
+    circumstances_by_part,
+    compute_grid,
+    legend,
+    sections,
+    settings_by_generator,
 )
+from reports.quantities import QUANTITIES, quantity_of
+from reports.records import Record
+from reports.tables import comparable_groups, compute_sheet, quality_sheet
 
 _PAGE = Path(__file__).with_name("page.html.j2")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CSV_CIRCUMSTANCES = {
-    "protocol": "protocol",
-    "protocol_version": "protocol_version",
-    "features": "features",
-    "features_sha256": "features_sha256",
-    "num_images": "num_images",
-    "num_reference_images": "num_reference_images",
-    "seed": "seed",
-    "arithmetic": "precision",  # beside a column Precision, the word would mislead
-    "device": "device",
-    "world_size": "world_size",
-}
+_FID = QUANTITIES["fid"]
+_CSV_OF_QUALITY = (
+    "protocol",
+    "protocol_version",
+    "features",
+    "features_sha256",
+    "num_images",
+    "num_reference_images",
+)
+_CSV_OF_ALL = ("seed", "precision", "device", "world_size")
+_CSV_NAMES = {"precision": "arithmetic"}  # beside a column Precision, the field's name would mislead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,44 +65,6 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A number as text, and whether it is the best of its column."""
-
-    text: str
-    best: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A generator's cells, whether it copies training images, and its settings in words."""
-
-    generator: str
-    copies: bool
-    settings: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The rows of a sheet as text, under those of its columns that have a number at all."""
-
-    columns: tuple[Quantity, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """What is shown of the quality records that may be compared."""
-
-    under: MeasuredUnder
-    sentences: tuple[str, ...]
-    quality: Grid
-    measured: Circumstances
-    records: tuple[Record, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sample:
     """A picture of a generator's samples as a data URI, and what to know beside it."""
 
@@ -115,26 +77,24 @@ class Sample:
 
 def render_markdown(report: Report) -> str:
     """Render headlines, tables, circumstances and the meaning of the columns as GitHub Markdown."""
-    sections, compute = _sections(report), _compute(report)
-    lines = [f"# {_escaped(report.title)}", *([_escaped(report.subtitle)] if report.subtitle else [])]
-    for section in sections:
-        lines.append(f"## Quality: {_escaped(str(section.under))}")
-        lines.append("\n".join(f"- {_escaped(sentence)}" for sentence in section.sentences))
-        lines += _markdown_grid(section.quality)
+    shown, compute = sections(report.records), compute_grid(report.records)
+    blocks = [f"# {_escaped(report.title)}", _escaped(report.subtitle or "")]
+    for section in shown:
+        blocks.append(f"## Quality: {_escaped(str(section.under))}")
+        blocks.append(_markdown_list(map(_escaped, section.sentences)))
+        blocks += _markdown_grid(section.quality)
     if compute.rows:
-        lines += ["## Compute", *_markdown_grid(compute)]
-    lines.append("## How these numbers were measured")
-    for title, measured in _measured(report, sections):
-        lines += [f"**{_escaped(title)}**", _markdown_circumstances(measured)]
-    lines.append("## What the columns mean")
-    lines.append(
-        "\n".join(
-            f"- **{_escaped(quantity.label)}** {quantity.arrow}{' ' if quantity.arrow else ''}"
-            f"{_escaped(quantity.meaning)}"
-            for quantity in _legend(sections, compute)
-        )
+        blocks += ["## Compute", *_markdown_grid(compute)]
+    blocks.append("## How these numbers were measured")
+    for title, measured in circumstances_by_part(report.records):
+        blocks += [f"**{_escaped(title)}**", _markdown_circumstances(measured)]
+    blocks.append("## What the columns mean")
+    meanings = (
+        f"**{_escaped(f'{quantity.label} {quantity.arrow}'.strip())}**: {_escaped(quantity.meaning)}"
+        for quantity in legend([*(section.quality for section in shown), compute])
     )
-    return "\n\n".join(line for line in lines if line) + "\n"
+    blocks.append(_markdown_list(meanings))
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def render_csv(report: Report) -> str:
@@ -148,9 +108,7 @@ def render_csv(report: Report) -> str:
     for members in groups.values():
         sheet = quality_sheet(members)
         known = _csv_circumstances(members, sheet.frame.index)
-        copies = pd.Series(
-            sheet.frame.index.isin(sheet.copying), sheet.frame.index, name="copies_training_images"
-        )
+        copies = pd.Series(sheet.frame.index.isin(sheet.copying), sheet.frame.index, name="copies_training_images")
         costs = compute.drop(columns=[label for label in compute if label in sheet.frame])
         parts.append(known.join(copies).join(sheet.frame).join(costs))
     if len(without_quality) or not parts:
@@ -162,32 +120,36 @@ def render_csv(report: Report) -> str:
 
 def render_html(report: Report) -> str:
     """Render one page that fetches nothing: styles, plots and pictures are inside it."""
-    sections, compute = _sections(report), _compute(report)
+    shown, compute = sections(report.records), compute_grid(report.records)
+    plots = [quality_cost_plot(section.records) or "" for section in shown]
     return _page().render(
         report=report,
-        sections=[(section, Markup(quality_cost_plot(section.records) or "")) for section in sections],  # noqa: S704 - ours, escaped by matplotlib
+        sections=[
+            (section, Markup(plot))  # noqa: S704 - our own SVG, in which all text is escaped
+            for section, plot in zip(shown, plots, strict=True)
+        ],
         compute=compute,
-        samples=_samples(report, sections),
-        measured=_measured(report, sections),
-        legend=_legend(sections, compute),
+        samples=_samples(report, shown),
+        measured=circumstances_by_part(report.records),
+        legend=legend([*(section.quality for section in shown), compute]),
     )
 
 
 def render_rich(report: Report, width: int = 80) -> RenderableType:
     """Return what rich prints in a terminal of `width` columns: headlines, tables and circumstances."""
-    sections, compute = _sections(report), _compute(report)
+    compute = compute_grid(report.records)
     parts: list[RenderableType] = [Text(report.title, style="bold")]
     if report.subtitle:
         parts.append(Text(report.subtitle, style="dim"))
-    for section in sections:
-        parts.append(Text(f"\nQuality: {section.under}", style="bold"))
+    for section in sections(report.records):
+        parts.append(Text(f"\nQuality: {section.under}\n", style="bold"))
         parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in section.sentences]
-        parts += ["", *_rich_grid(section.quality)]
+        parts += ["", *_rich_grid(section.quality, width)]
     if compute.rows:
-        parts += [Text("\nCompute\n", style="bold"), *_rich_grid(compute)]
+        parts += [Text("\nCompute\n", style="bold"), *_rich_grid(compute, width)]
     parts.append(Text("\nHow these numbers were measured", style="bold"))
-    for title, measured in _measured(report, sections):
-        parts.append(_rich_circumstances(title, measured))
+    for title, measured in circumstances_by_part(report.records):
+        parts += [Text(f"\n{title}"), _rich_circumstances(measured)]
     return Constrain(Group(*parts), width)
 
 
@@ -200,94 +162,23 @@ RENDERERS: dict[str, Callable[[Report], RenderableType]] = {
 """By file suffix, and `rich` for the terminal; all but that one return text."""
 
 
-def _sections(report: Report) -> list[Section]:
-    sections = []
-    for under, members in comparable_groups(report.records).items():
-        quality = [record for record in members if quantity_of(record).room == "quality"]
-        sections.append(
-            Section(
-                under=under,
-                sentences=headline(members),
-                quality=_grid(quality_sheet(members), members),
-                measured=shared_and_varying(circumstances(quality)),
-                records=members,
-            )
-        )
-    return sections
-
-
-def _compute(report: Report) -> Grid:
-    return _grid(compute_sheet(report.records), report.records)
-
-
-def _grid(sheet: Sheet, records: Iterable[Record]) -> Grid:
-    columns = tuple(column for column in sheet.columns if sheet.frame[column.label].notna().any())
-    texts = {column.name: sheet.texts(column) for column in columns}
-    best = {column.name: best_in_column(sheet, column.label) for column in columns}
-    settings = _settings(records)
-    rows = tuple(
-        Row(
-            generator=generator,
-            copies=generator in sheet.copying,
-            settings=settings.get(generator, ""),
-            cells=tuple(
-                Cell(text=texts[column.name][generator], best=generator in best[column.name])
-                for column in columns
-            ),
-        )
-        for generator in map(str, sheet.frame.index)
-    )
-    return Grid(columns=columns, rows=rows, notes=sheet.notes)
-
-
-def _settings(records: Iterable[Record]) -> dict[str, str]:
-    """Return each generator's settings in words, those of its quality records if it has any."""
-    by_room = sorted(records, key=lambda record: quantity_of(record).room != "quality")
-    settings: dict[str, str] = {}
-    for record in by_room:
-        settings.setdefault(record.generator, SEPARATOR.join(settings_texts(record.settings)))
-    return settings
-
-
-def _measured(report: Report, sections: Iterable[Section]) -> list[tuple[str, Circumstances]]:
-    """Return the circumstances of each section, then those of compute that no section states."""
-    measured = [(f"Quality: {section.under}", section.measured) for section in sections]
-    cost = [record for record in report.records if quantity_of(record).room != "quality"]
-    if cost:
-        compute = shared_and_varying(circumstances(cost))
-        said = [shared.shared for _, shared in measured]
-        news = {
-            name: text
-            for name, text in compute.shared.items()
-            if not said or any(known.get(name) != text for known in said)
-        }
-        measured.append(("Compute", Circumstances(shared=news, varying=compute.varying)))
-    return measured
-
-
-def _legend(sections: Iterable[Section], compute: Grid) -> list[Quantity]:
-    grids = [*(section.quality for section in sections), compute]
-    return list({column.name: column for grid in grids for column in grid.columns}.values())
-
-
-def _samples(report: Report, sections: Iterable[Section]) -> list[Sample]:
-    shown = list(sections)
-    fid, settings = QUANTITIES["fid"], _settings(report.records)
+def _samples(report: Report, shown: Sequence[Section]) -> list[Sample]:
+    settings = settings_by_generator(report.records)
     samples = []
     for generator, png in report.grids.items():
-        fids, copies = [], False
+        fids: dict[str, str] = {}
+        copies = False
         for section in shown:
-            for row in section.quality.rows:
-                if row.generator == generator and fid in section.quality.columns:
-                    text = row.cells[section.quality.columns.index(fid)].text
-                    fids.append(f"FID {text}" if len(shown) == 1 else f"FID {text} ({section.under})")
-                    copies |= row.copies
-        uri = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+            row = next((row for row in section.quality.rows if row.generator == generator), None)
+            fid = section.quality.columns.index(_FID) if _FID in section.quality.columns else None
+            if row is not None and fid is not None:
+                fids[f"FID {row.cells[fid].text}"] = f" ({section.under})"
+            copies |= row is not None and row.copies
         samples.append(
             Sample(
                 generator=generator,
-                uri=uri,
-                fids=tuple(fids),
+                uri=f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}",
+                fids=tuple(fids) if len(fids) < 2 else tuple(f"{text}{under}" for text, under in fids.items()),
                 copies=copies,
                 settings=settings.get(generator, ""),
             )
@@ -296,37 +187,27 @@ def _samples(report: Report, sections: Iterable[Section]) -> list[Sample]:
 
 
 def _csv_circumstances(records: Iterable[Record], generators: pd.Index) -> pd.DataFrame:
-    """Lay the records' circumstances out by generator; values that differ inside a cell are joined by `; `."""
-    rows: dict[str, dict[str, dict[object, None]]] = {str(name): {} for name in generators}
-    quality_only = {
-        "protocol",
-        "protocol_version",
-        "features",
-        "features_sha256",
-        "num_images",
-        "num_reference_images",
+    """Lay circumstances out by generator; where a generator's records differ, a cell joins what they say."""
+    names = (*_CSV_OF_QUALITY, *_CSV_OF_ALL)
+    rows: dict[str, dict[str, dict[object, None]]] = {
+        str(generator): {name: {} for name in names} for generator in generators
     }
     for record in records:
         is_quality = quantity_of(record).room == "quality"
-        for column, name in _CSV_CIRCUMSTANCES.items():
-            value = getattr(record, name)
-            if value is not None and (is_quality or name not in quality_only):
-                rows[record.generator].setdefault(column, {})[value] = None
-    settings = _settings(records)
+        for name in names if is_quality else _CSV_OF_ALL:
+            rows[record.generator][name][getattr(record, name)] = None  # a set that keeps its order
+    settings = settings_by_generator(records)
     return pd.DataFrame(
-        [
-            [settings.get(name, ""), *(_joined(row.get(column, {})) for column in _CSV_CIRCUMSTANCES)]
-            for name, row in rows.items()
-        ],
+        [[settings[generator], *map(_joined, row.values())] for generator, row in rows.items()],
         index=generators,
-        columns=["settings", *_CSV_CIRCUMSTANCES],
+        columns=["settings", *(_CSV_NAMES.get(name, name) for name in names)],
         dtype=object,
     )
 
 
 def _joined(values: Iterable[object]) -> object:
-    several = list(values)
-    return several[0] if len(several) == 1 else "; ".join(map(str, several))
+    known = [value for value in values if value is not None]
+    return known[0] if len(known) == 1 else "; ".join(map(str, known))
 
 
 def _markdown_grid(grid: Grid) -> list[str]:
@@ -340,15 +221,21 @@ def _markdown_grid(grid: Grid) -> list[str]:
 
 
 def _markdown_circumstances(measured: Circumstances) -> str:
-    lines = [f"- {_escaped(name)}: {_escaped(text)}" for name, text in measured.shared.items()]
-    for name in measured.varying:
-        lines.append(f"- {_escaped(str(name))}:")
-        lines += [
-            f"  - {_escaped(str(generator))}: {_escaped(text)}"
-            for generator, text in measured.varying[name].items()
-            if text
-        ]
-    return "\n".join(lines)
+    shared = [f"{_escaped(name)}: {_escaped(text)}" for name, text in measured.shared.items()]
+    varying = [f"{_escaped(name)}: {_escaped(text)}" for name, text in _varying_texts(measured)]
+    return _markdown_list([*shared, *varying])
+
+
+def _markdown_list(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _varying_texts(measured: Circumstances) -> list[tuple[str, str]]:
+    return [
+        (f"{name} of {who}", text or "not stated")
+        for name, column in measured.varying.items()
+        for who, text in by_value({str(generator): str(text) for generator, text in column.items()})
+    ]
 
 
 def _escaped(text: str) -> str:
@@ -357,46 +244,45 @@ def _escaped(text: str) -> str:
     return " ".join(text.split())
 
 
-def _rich_grid(grid: Grid) -> list[RenderableType]:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("generator", overflow="fold")
-    for column in grid.columns:
-        table.add_column(f"{column.short_label}\n{column.arrow}", justify="right", overflow="fold")
-    for row in grid.rows:
-        cells = [
-            Text(f"{cell.text}*" if cell.best else f"{cell.text} ", "bold green" if cell.best else "")
-            for cell in row.cells
-        ]
-        table.add_row(
-            Text(f"{row.generator} †" if row.copies else row.generator),
-            *cells,
-            style="dim" if row.copies else "",
-        )
-    notes = [
-        *(["* best of its column"] if any(cell.best for row in grid.rows for cell in row.cells) else []),
-        *grid.notes,
+def _rich_grid(grid: Grid, width: int) -> list[RenderableType]:
+    names = [f"{row.generator} †" if row.copies else row.generator for row in grid.rows]
+    pads = [" " if grid.has_best(index) else "" for index in range(len(grid.columns))]  # where a * may stand
+    columns = [
+        [f"{row.cells[index].text}{'*' if row.cells[index].best else pad}" for row in grid.rows]
+        for index, pad in enumerate(pads)
     ]
+    headings = [[*column.short_label.split("\n"), column.arrow] for column in grid.columns]
+    widths = [max(map(len, (*lines, *texts))) for lines, texts in zip(headings, columns, strict=True)]
+    if max(map(len, ("generator", *names))) + sum(1 + each for each in widths) > width:
+        headings = [[part for line in lines for part in _before_slash(line)] for lines in headings]
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column("generator", overflow="fold", vertical="bottom")
+    for lines, texts, pad in zip(headings, columns, pads, strict=True):
+        longest = max(map(len, (*lines, *texts)))
+        heading = "\n".join(f"{line}{pad}"[:longest] for line in lines)
+        table.add_column(Text(heading), justify="right", overflow="fold", vertical="bottom")
+    for row, name, line in zip(grid.rows, names, zip(*columns, strict=True), strict=True):
+        cells = [Text(text, "bold green" if cell.best else "") for text, cell in zip(line, row.cells, strict=True)]
+        table.add_row(Text(name), *cells, style="dim" if row.copies else "")
+    notes = ["* best of its column", *grid.notes] if any(pads) else grid.notes
     return [table, *(Text(note, style="dim") for note in notes)]
 
 
-def _rich_circumstances(title: str, measured: Circumstances) -> RenderableType:
-    lines: list[RenderableType] = [Text(title)]
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+def _before_slash(line: str) -> list[str]:
+    start, slash, end = line.partition("/")
+    return [start, slash + end] if start and slash else [line]
+
+
+def _rich_circumstances(measured: Circumstances) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for name, text in measured.shared.items():
+    for name, text in (*measured.shared.items(), *_varying_texts(measured)):
         table.add_row(Text(name), Text(text))
-    for name in measured.varying:
-        for generator, text in measured.varying[name].items():
-            if text:
-                table.add_row(Text(f"{name} of {generator}"), Text(text))
-    lines.append(Padding(table, (0, 0, 0, 2)))
-    return Group(*lines)
+    return Padding(table, (0, 0, 0, 2))
 
 
 @cache
 def _page() -> Template:
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     return environment.from_string(_PAGE.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from reports.circumstances import by_value
 from reports.quantities import QUANTITIES, Quantity, Room, quantity_of
 from reports.records import REFERENCE_INPUT, Record
 
@@ -45,16 +46,17 @@ class MeasuredUnder:
 class Sheet:
     """A table of numbers with what is needed to read it.
 
-    `frame` has a row a generator, in order of first appearance, and a float64 column a quantity, NaN
-    where nothing was measured. `copying` are the generators never ranked, `networkless` those left out
-    of the ranking by cost, `unranked` says by column label why its rows cannot be ranked, and `repeats`
-    which numbers were measured more than once.
+    `frame` has a row a generator, in order of first appearance, and a float64 column a quantity, NaN where
+    there is no number. `measured` are the columns that have a record at all, `copying` the generators never
+    ranked, `networkless` those left out of the ranking by cost. `unranked` says by column label why its rows
+    cannot be ranked, `repeats` which numbers were measured more than once.
     """
 
     frame: pd.DataFrame
     columns: tuple[Quantity, ...]
     copying: tuple[str, ...] = ()
     networkless: tuple[str, ...] = ()
+    measured: tuple[Quantity, ...] = ()
     unranked: Mapping[str, str] = field(default_factory=dict)
     repeats: tuple[str, ...] = ()
 
@@ -64,7 +66,7 @@ class Sheet:
         notes = []
         if self.copying:
             notes.append(
-                f"† copies training images: more than {COPIES_ABOVE:.0%} of its samples repeat one, "
+                f"† copies training images: more than {100 * COPIES_ABOVE:.0f} % of its samples repeat one, "
                 "so it is never counted as best"
             )
         costs = [column for column in self.columns if column.room != "quality" and column.ranked]
@@ -154,7 +156,7 @@ def compute_table(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def best_in_column(sheet: Sheet, label: str) -> tuple[str, ...]:
-    """Name the best generator of a column, all of them at a tie, none where a ranking would mislead.
+    """Name the best generator of a column, several at a tie; none if all are level or cannot be ranked.
 
     A column that the sheet does not have raises ValueError.
     """
@@ -168,9 +170,9 @@ def best_in_column(sheet: Sheet, label: str) -> tuple[str, ...]:
     if quantity.room != "quality":
         excluded |= set(sheet.networkless)
     values = sheet.frame[label].drop(list(excluded)).dropna()
-    if values.empty:
-        return ()
     best = values.max() if quantity.higher_is_better else values.min()
+    if len(values) > 1 and (values == best).all():
+        return ()
     return tuple(str(generator) for generator in values.index[values == best])
 
 
@@ -200,6 +202,7 @@ def _sheet(members: Sequence[Record], columns: Mapping[str, Quantity], copying: 
         columns=tuple(columns.values()),
         copying=tuple(generator for generator in generators if generator in copies),
         networkless=networkless,
+        measured=tuple(quantity for name, quantity in columns.items() if measured[name]),
         unranked=unranked,
         repeats=tuple(repeats),
     )
@@ -218,9 +221,7 @@ def _copying(records: Iterable[Record]) -> tuple[str, ...]:
     return tuple(generator for generator, share in shares.items() if share > COPIES_ABOVE)
 
 
-def _networkless(
-    measured: Mapping[str, Mapping[str, Sequence[Record]]], generators: Sequence[str]
-) -> tuple[str, ...]:
+def _networkless(measured: Mapping[str, Mapping[str, Sequence[Record]]], generators: Sequence[str]) -> tuple[str, ...]:
     costs = [measured.get(name, {}) for name in ("network_evaluations_per_image", "sampling_flops_per_image")]
     return tuple(
         generator
@@ -233,11 +234,9 @@ def _why_not_alike(records: Iterable[Record], quantity: Quantity) -> str | None:
     """Say which circumstance of a column differs between its rows, None where they were measured alike."""
     with_value = [record for record in records if record.value is not None]
     for circumstance in quantity.must_agree:
-        generators: dict[object, list[str]] = defaultdict(list)
-        for record in with_value:
-            generators[getattr(record, circumstance)].append(record.generator)
-        if len(generators) > 1:
-            rows = "; ".join(f"{_said(value)} for {', '.join(names)}" for value, names in generators.items())
+        values = {record.generator: getattr(record, circumstance) for record in with_value}
+        if len(set(values.values())) > 1:
+            rows = "; ".join(f"{_said(value)} for {who}" for who, value in by_value(values))
             return f"{_CIRCUMSTANCE_LABELS[circumstance]} differ, {rows}"
     return None
 
@@ -245,11 +244,7 @@ def _why_not_alike(records: Iterable[Record], quantity: Quantity) -> str | None:
 def _repeat_note(generator: str, quantity: Quantity, several: Sequence[Record]) -> str:
     values = [record.value for record in several if record.value is not None]
     decimals = quantity.decimals_for(values)
-    span = (
-        f" ({quantity.text(min(values), decimals)} to {quantity.text(max(values), decimals)})"
-        if values
-        else ""
-    )
+    span = f" ({quantity.text(min(values), decimals)} to {quantity.text(max(values), decimals)})" if values else ""
     return f"{quantity.label} of {generator} was measured {len(several)} times{span}; the last is shown"
 
 

@@ -1,18 +1,13 @@
-"""What a data set is, and how a name or a path becomes one."""
+"""What a data set is, one in memory, and the order in which training goes through it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from adm_bench import registry
-from adm_bench.errors import InputError, bad_input
-from generators.configuration import unknown_name
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -21,11 +16,21 @@ Labels = NDArray[np.int64]
 class Dataset(Protocol):
     """Training images of one size, in a fixed order."""
 
-    name: str
-    image_size: int
-    num_classes: int | None
-    lossy: bool
-    """Whether the source is compressed with loss (JPEG), which shows in every metric."""
+    @property
+    def name(self) -> str:
+        """Its registered name, or its path."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None where there are no labels."""
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the source is compressed with loss (JPEG), which shows in every metric."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -51,7 +56,7 @@ class ArrayDataset:
     @property
     def image_size(self) -> int:
         """Side in pixels."""
-        return self.images.shape[2]
+        return int(self.images.shape[2])
 
     def __len__(self) -> int:
         """Number of images."""
@@ -65,30 +70,6 @@ class ArrayDataset:
     def digest(self) -> str:
         """See `Dataset`."""
         return self.source_digest
-
-
-def open_dataset(source: str, image_size: int | None = None) -> Dataset:
-    """A data set from a registered name, an npz file in OpenAI's format, or a folder of images.
-
-    `image_size` None takes the source's own size. InputError where there is nothing to read.
-    """
-    if source in registry.rows("datasets"):
-        with bad_input(f"data set {source}"):
-            dataset: Dataset = registry.load("datasets", source)(image_size)
-            return dataset
-    path = Path(source)
-    if path.is_dir():
-        from adm_bench.images.folder import open_folder
-
-        return open_folder(path, image_size)
-    if path.suffix == ".npz" and path.is_file():
-        from adm_bench.images.npz import open_npz_dataset
-
-        return open_npz_dataset(path, image_size)
-    if path.exists():
-        raise InputError(f"{path}: not a data set; expected a folder of images or an npz file")
-    message = unknown_name("data set", source, registry.rows("datasets"))
-    raise InputError(f"{message}; and no folder or npz file has that path")
 
 
 def passes(dataset: Dataset, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from adm_bench.images.dataset import ArrayDataset
 
@@ -17,8 +18,6 @@ def open_digits(image_size: int | None = None) -> ArrayDataset:
 
     ValueError for another size.
     """
-    from sklearn.datasets import load_digits
-
     size = image_size or NATIVE_SIZE
     if size not in SIZES:
         raise ValueError(f"image size {size} is not offered; expected one of {', '.join(map(str, SIZES))}")

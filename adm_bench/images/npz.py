@@ -3,21 +3,24 @@
 Images are read from inside the zip and written into it batch by batch, so memory does not grow with N.
 """
 
+import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adm_bench.errors import InputError
+from adm_bench.errors import InputError, bad_input
 from adm_bench.files import file_sha256
 from adm_bench.images.dataset import ArrayDataset, Images, Labels
 
 IMAGES_KEY = "arr_0"
 LABELS_KEY = "arr_1"
+IDENTITY_KEY = "adm_bench"
+"""A JSON text in which our own files say what they are; other readers leave it alone."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
 LARGEST_SIDE = 65_536
 
@@ -81,7 +84,7 @@ class NpzFile:
             raise InputError(f"{self.path}: images are {shape}, channels first; {expected}: transpose them")
         if len(shape) != 4 or shape[3] != 3:
             raise InputError(f"{self.path}: images are {shape}; {expected}")
-        if not 0 < min(shape) or max(shape[1:3]) > LARGEST_SIDE:
+        if not min(shape) > 0 or max(shape[1:3]) > LARGEST_SIDE:
             raise InputError(f"{self.path}: images are {shape}; {expected}, with at least one image")
         return shape[0], shape[1], shape[2]
 
@@ -124,8 +127,23 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
     raise ValueError(f"npy format {version} is not read")
 
 
-def write_samples(path: Path, shape: tuple[int, int, int], batches: Iterable[Images], labels: Labels | None) -> None:
-    """Write (N, H, W) images from batches of uint8 (B, H, W, 3), and labels, to `path`.
+def read_identity(file: NpzFile) -> dict[str, Any]:
+    """What a file of ours says it is; empty for anybody else's. InputError where it cannot be read."""
+    if IDENTITY_KEY not in file:
+        return {}
+    with bad_input(file.path):
+        identity: dict[str, Any] = json.loads(str(file.load(IDENTITY_KEY)))
+        return identity
+
+
+def write_samples(
+    path: Path,
+    shape: tuple[int, int, int],
+    batches: Iterable[Images],
+    labels: Labels | None,
+    identity: dict[str, Any],
+) -> None:
+    """Write (N, H, W) images from batches of uint8 (B, H, W, 3), labels, and what they are, to `path`.
 
     ValueError where the batches do not hold N images.
     """
@@ -138,10 +156,22 @@ def write_samples(path: Path, shape: tuple[int, int, int], batches: Iterable[Ima
                 written += len(batch)
                 file.write(np.ascontiguousarray(batch).tobytes())
         if labels is not None:
-            with archive.open(f"{LABELS_KEY}.npy", "w") as file:
-                np.lib.format.write_array(file, labels.astype(np.int64), allow_pickle=False)
+            _add_array(archive, LABELS_KEY, labels.astype(np.int64))
+        _add_array(archive, IDENTITY_KEY, np.array(json.dumps(identity)))
     if written != shape[0]:
         raise ValueError(f"{written} images were written where {shape[0]} were announced")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write whole arrays as an npz file to exactly `path`."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for key, values in arrays.items():
+            _add_array(archive, key, values)
+
+
+def _add_array(archive: zipfile.ZipFile, key: str, values: NDArray[Any]) -> None:
+    with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
 
 
 def open_npz_dataset(path: Path, image_size: int | None) -> ArrayDataset:

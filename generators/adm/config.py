@@ -1,6 +1,6 @@
 """What decides an ADM, or the classifier that guides it, from its first weight to its last."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +17,8 @@ class AdmConfig:
     """A diffusion model: network, diffusion and training."""
 
     model: UNetConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    training: TrainingConfig = TrainingConfig()
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         """The network's output must have the channels that the diffusion reads."""
@@ -35,8 +35,8 @@ class GuideConfig:
     """A classifier of noisy images: network, the diffusion whose noise it knows, and training."""
 
     model: ClassifierConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    training: TrainingConfig = TrainingConfig()
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from generators.configuration import from_mapping
 from generators.diffusion.guidance import classifier_guidance
 from generators.diffusion.noise import SeededNoise
 from generators.diffusion.process import Diffusion
-from generators.diffusion.samplers import SamplerStep, ddim_step, ddpm_step, sample
+from generators.diffusion.samplers import Guidance, SamplerStep, ddim_step, ddpm_step, sample
 from generators.protocol import Ingredients
 from generators.unet.checkpoint import load_weights, read_header
 from generators.unet.classifier import Classifier
@@ -93,14 +93,15 @@ class Adm:
     def _sampler_step(self) -> SamplerStep:
         return partial(ddim_step, eta=self.options.eta) if self.options.sampler == "ddim" else ddpm_step
 
-    def _guidance(self, labels: Tensor | None):  # type: ignore[no-untyped-def]
+    def _guidance(self, labels: Tensor | None) -> Guidance | None:
         if self.classifier is None or labels is None:
             return None
         return classifier_guidance(self.classifier, labels.to(self.device), self.options.guidance_scale)
 
     def _denoise(self, x: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        conditional = self.network.config.num_classes is not None and labels is not None
-        output: Tensor = self.network(x, timesteps, labels.to(self.device) if conditional else None)
+        if self.network.config.num_classes is None or labels is None:
+            labels = None
+        output: Tensor = self.network(x, timesteps, None if labels is None else labels.to(self.device))
         return output
 
 

@@ -43,9 +43,7 @@ def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tens
     return probability.clamp(min=SMALLEST_PROBABILITY).log()
 
 
-def variational_bound_term(
-    diffusion: Diffusion, posterior: Posterior, x0: Tensor, x: Tensor, steps: Tensor
-) -> Tensor:
+def variational_bound_term(diffusion: Diffusion, posterior: Posterior, x0: Tensor, x: Tensor, steps: Tensor) -> Tensor:
     """One term of the variational bound for each image, in bits per dimension: (B,).
 
     The likelihood of x0 at step 0, and the divergence of the true posterior elsewhere.

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from generators.diffusion.schedule import (
-    Array,
     Schedule,
     ScheduleName,
     betas,
@@ -103,7 +103,6 @@ class Diffusion:
         abar = np.cumprod(1 - beta)
         abar_before = np.append(1.0, abar[:-1])
         posterior_variance = beta * (1 - abar_before) / (1 - abar)
-        log_posterior_variance = np.log(np.append(posterior_variance[1], posterior_variance[1:]))
         self.abar = self._table(abar)
         self.abar_before = self._table(abar_before)
         self.abar_after = self._table(np.append(abar[1:], 0.0))
@@ -114,7 +113,7 @@ class Diffusion:
         self.inverse_noise_ratio = self._table(np.sqrt(1 / abar - 1))
         self.posterior_x0_weight = self._table(beta * np.sqrt(abar_before) / (1 - abar))
         self.posterior_xt_weight = self._table((1 - abar_before) * np.sqrt(1 - beta) / (1 - abar))
-        self.log_posterior_variance = self._table(log_posterior_variance)
+        self.log_posterior_variance = self._table(np.log(np.append(posterior_variance[1], posterior_variance[1:])))
         self.log_beta = self._table(np.log(beta))
         self.log_fixed_large = self._table(np.log(np.append(posterior_variance[1], beta[1:])))
         told = torch.tensor(self.schedule.timesteps, device=device)
@@ -122,7 +121,7 @@ class Diffusion:
             told = told.float() * (1000.0 / config.num_timesteps)
         self.network_timesteps = told
 
-    def _table(self, values: Array) -> Tensor:
+    def _table(self, values: NDArray[np.floating]) -> Tensor:
         return torch.from_numpy(values).float().to(self.device)
 
     def __len__(self) -> int:

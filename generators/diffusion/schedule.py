@@ -1,5 +1,6 @@
 """Noise schedules and respacing, in float64 (Nichol & Dhariwal 2021, sections 3.2 and 4)."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def betas(name: ScheduleName, num_timesteps: int) -> Array:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
     edges = [step / num_timesteps for step in range(num_timesteps + 1)]
-    pairs = zip(edges[:-1], edges[1:], strict=True)
+    pairs = itertools.pairwise(edges)
     return np.array([min(1 - signal(after) / signal(before), 0.999) for before, after in pairs])
 
 

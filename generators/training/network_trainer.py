@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class NetworkTrainer(ABC):
         enabled = self.autocast_type != torch.float32
         with torch.autocast(self.device.type, dtype=self.autocast_type if enabled else None, enabled=enabled):
             losses = self.losses(x, None if labels is None else labels.to(self.device))
-        self.scaler.scale(losses["loss"]).backward()
+        torch.autograd.backward(self.scaler.scale(losses["loss"]))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.average.update(self.parameters.values(), step)

@@ -41,9 +41,7 @@ class Encoder(nn.Module):
                 stages.append(Stage(self.downsampler(width)))
                 self.skip_widths.append(width)
         self.input_blocks = nn.ModuleList(stages)
-        self.middle_block = Stage(
-            self.res_block(width, width), self.attention(width), self.res_block(width, width)
-        )
+        self.middle_block = Stage(self.res_block(width, width), self.attention(width), self.res_block(width, width))
 
     def res_block(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
         """A residual block as the configuration wants it."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.unet.config import NORM_GROUPS, AttentionOrder, Resampling
+from generators.unet.config import NORM_GROUPS, AttentionOrder
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -156,5 +156,3 @@ class ResBlock(nn.Module):
             h = layer(h)
         out: Tensor = self.skip_connection(self.resample(x)) + h
         return out
-
-

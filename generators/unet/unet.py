@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from generators.unet.config import UNetConfig
-from generators.unet.encoder import Encoder, Stage
+from generators.unet.encoder import Encoder
 from generators.unet.layers import GroupNorm, Upsample, zero_init
 
 
@@ -23,9 +23,7 @@ class UNet(Encoder):
         levels = list(zip(config.widths, config.level_sizes, strict=True))
         for level, (level_width, size) in reversed(list(enumerate(levels))):
             for index in range(config.num_res_blocks + 1):
-                stage = self.residual_stage(
-                    width + unused_skips.pop(), level_width, size, config.heads_upsample
-                )
+                stage = self.residual_stage(width + unused_skips.pop(), level_width, size, config.heads_upsample)
                 width = level_width
                 if level > 0 and index == config.num_res_blocks:
                     stage.append(self.upsampler(width))

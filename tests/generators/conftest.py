@@ -80,7 +80,11 @@ def network_for(kind: str, arguments: dict[str, Any]) -> nn.Module:
         "heads": arguments.get("num_heads", 1),
         "head_channels": None if head_channels == -1 else head_channels,
         "attention_order": "qkv-major" if arguments.get("use_new_attention_order") else "head-major",
-        "resampling": "biggan" if arguments["resblock_updown"] else "conv" if arguments.get("conv_resample", True) else "pool",
+        "resampling": "biggan"
+        if arguments["resblock_updown"]
+        else "conv"
+        if arguments.get("conv_resample", True)
+        else "pool",
         "adaptive_norm": arguments["use_scale_shift_norm"],
     }
     if kind == "EncoderUNetModel":

@@ -19,7 +19,7 @@ from generators.diffusion.losses import (
 )
 from generators.diffusion.process import Diffusion, DiffusionConfig, Prediction, Variance
 from generators.diffusion.samplers import Guidance, SamplerStep, ddim_step, ddpm_step, sample
-from generators.diffusion.schedule import Schedule, betas, ddim_timesteps, section_timesteps
+from generators.diffusion.schedule import betas, ddim_timesteps, section_timesteps
 from generators.unet.layers import timestep_embedding
 
 Golden = Callable[[str], Tensor]
@@ -31,7 +31,12 @@ VARIANCES = {
     "FIXED_LARGE": "fixed-large",
     "LEARNED_RANGE": "learned-range",
 }
-LOSSES = {"MSE": "hybrid", "RESCALED_MSE": "rescaled-hybrid", "KL": "variational", "RESCALED_KL": "rescaled-variational"}
+LOSSES = {
+    "MSE": "hybrid",
+    "RESCALED_MSE": "rescaled-hybrid",
+    "KL": "variational",
+    "RESCALED_KL": "rescaled-variational",
+}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -40,7 +45,9 @@ def test_the_table_names_every_kind() -> None:
     assert set(VARIANCES.values()) == set(get_args(Variance))
 
 
-def make(prediction: str = "EPSILON", variance: str = "LEARNED_RANGE", loss: str = "MSE", schedule: str = "linear") -> Diffusion:
+def make(
+    prediction: str = "EPSILON", variance: str = "LEARNED_RANGE", loss: str = "MSE", schedule: str = "linear"
+) -> Diffusion:
     """The reference's 1000 steps, respaced to 10."""
     fixed = variance.startswith("FIXED")
     kind = "simple" if fixed and loss.endswith("MSE") else LOSSES[loss]
@@ -149,7 +156,9 @@ def test_golden_losses(tables: dict[str, Any], golden: Golden) -> None:
         assert set(expected) <= {*losses, "vb"}, case
         for part, values in expected.items():
             if part in losses:
-                torch.testing.assert_close(losses[part], torch.tensor(values), rtol=1e-5, atol=1e-6, msg=f"{case} {part}")
+                torch.testing.assert_close(
+                    losses[part], torch.tensor(values), rtol=1e-5, atol=1e-6, msg=f"{case} {part}"
+                )
 
 
 def test_golden_densities(golden: Golden) -> None:

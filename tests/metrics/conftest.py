@@ -1,4 +1,4 @@
-"""The rules of tests/golden/README.md that make the golden inputs, and small feature sets for everybody."""
+"""The rules of tests/golden/README.md that make the golden inputs, and feature sets made of rows."""
 
 import hashlib
 import json
@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from metrics.features.digits import DigitsFeatures
 from metrics.statistics import FeatureBatch, FeatureSet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PREFIX = "adm-golden/dev/"
 CHUNK_ROWS = 500
 
 Shape = tuple[int, ...]
-FloatArray = NDArray[np.floating]
 
 
 def _rng(tag: str) -> np.random.Generator:
@@ -32,7 +30,7 @@ def _uniform(tag: str, shape: Shape) -> NDArray[np.float64]:
 
 
 def _gaussian(tag: str, shape: Shape) -> NDArray[np.float64]:
-    """`g` of section 1, a few rows at a time: the stream is the same and takes an eighth of the memory."""
+    """`g` of section 1, some rows at a time: the same stream in a fraction of the memory."""
     rng, out = _rng(tag), np.empty(shape)
     for start in range(0, shape[0], CHUNK_ROWS):
         block = out[start : start + CHUNK_ROWS]
@@ -48,20 +46,25 @@ def _centres(world: Mapping[str, Any]) -> NDArray[np.float64]:
 
 
 def _classes(members: Mapping[str, Any]) -> NDArray[np.int64]:
-    return np.floor(members["clusters"] * _uniform(members["tag"] + "/class", (members["n"],))).astype(np.int64)
+    u = _uniform(members["tag"] + "/class", (members["n"],))
+    return np.floor(members["clusters"] * u).astype(np.int64)
 
 
 def _feature_rows(world: Mapping[str, Any], members: Mapping[str, Any]) -> NDArray[np.float32]:
-    cube = _uniform(world["tag"] + "/base", (world["d"],)) ** 1
-    base = np.rint(1024 * (0.125 + 0.75 * (cube * cube * cube) - world["sparse"])) / 1024
+    b = _uniform(world["tag"] + "/base", (world["d"],))
+    base = np.rint(1024 * (0.125 + 0.75 * (b * b * b) - world["sparse"])) / 1024
     load = 0.0625 * _gaussian(world["tag"] + "/load", (world["rank"], world["d"]))
     latent = members["zscale"] * _gaussian(members["tag"] + "/latent", (members["n"], world["rank"]))
     latent[:, : len(members["shift"])] += members["shift"]
     x = base + _centres(world)[_classes(members)] + latent @ load
     x += members["sigma"] * _gaussian(members["tag"] + "/noise", (members["n"], world["d"]))
     rows = (np.rint(4096 * np.maximum(x, 0)) / 4096).astype(np.float32)
-    assert hashlib.sha256(rows.tobytes()).hexdigest() == members["sha256"], members["tag"]
+    assert sha256(rows) == members["sha256"], f"the rule of {members['tag']} is not followed"
     return rows
+
+
+def sha256(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +73,81 @@ def golden_case() -> Callable[[str], dict[str, Any]]:
     cases = json.loads((GOLDEN / "metrics.json").read_text())["cases"]
     by_id: dict[str, dict[str, Any]] = {case["id"]: case for case in cases}
     return by_id.__getitem__
+
+
+@pytest.fixture(scope="session")
+def golden_arrays() -> dict[str, NDArray[Any]]:
+    """The arrays of metrics.npz."""
+    with np.load(GOLDEN / "metrics.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def uniform() -> Callable[[str, Shape], NDArray[np.float64]]:
+    """`u` of section 1; the tag is given without its prefix."""
+    return lambda tag, shape: _uniform(f"adm-golden/dev/{tag}", shape)
+
+
+@pytest.fixture(scope="session")
+def gaussian() -> Callable[[str, Shape], NDArray[np.float64]]:
+    """`g` of section 1; the tag is given without its prefix."""
+    return lambda tag, shape: _gaussian(f"adm-golden/dev/{tag}", shape)
+
+
+@pytest.fixture(scope="session")
+def centres() -> Callable[[Mapping[str, Any]], NDArray[np.float64]]:
+    """The class centres [clusters, d] of a world."""
+    return _centres
+
+
+@pytest.fixture(scope="session")
+def class_numbers() -> Callable[[Mapping[str, Any]], NDArray[np.int64]]:
+    """The class number of each row of a set."""
+    return _classes
+
+
+@pytest.fixture(scope="session")
+def feature_rows() -> Callable[[Mapping[str, Any], Mapping[str, Any]], NDArray[np.float32]]:
+    """The rows of a set in a world, checked against their SHA-256."""
+    return _feature_rows
+
+
+@pytest.fixture(scope="session")
+def require_sha256() -> Callable[[ArrayLike, str], None]:
+    """Fail if an array is not the one that the golden values were made from."""
+
+    def require(array: ArrayLike, expected: str) -> None:
+        assert sha256(np.asarray(array)) == expected
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def feature_set() -> Callable[..., FeatureSet]:
+    """A feature set of `pool` rows (and `spatial`, `logits`), fed in batches of `batch_size`."""
+
+    def build(
+        pool: ArrayLike,
+        *,
+        spatial: ArrayLike | None = None,
+        logits: ArrayLike | None = None,
+        batch_size: int = 64,
+    ) -> FeatureSet:
+        layers = {"pool": pool, "spatial": spatial, "logits": logits}
+        tensors = {
+            layer: None if rows is None else torch.from_numpy(np.asarray(rows, np.float32))
+            for layer, rows in layers.items()
+        }
+        features = FeatureSet()
+        for start in range(0, len(np.asarray(pool)), batch_size):
+            batch = slice(start, start + batch_size)
+            features.update(FeatureBatch(**{k: None if t is None else t[batch] for k, t in tensors.items()}))
+        return features
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def digits_features() -> DigitsFeatures:
+    """The packaged digit classifier on the CPU."""
+    return DigitsFeatures.load(torch.device("cpu"))

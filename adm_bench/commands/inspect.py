@@ -1,0 +1,21 @@
+"""`adm-bench inspect`."""
+
+from pathlib import Path
+
+import click
+
+from adm_bench.commands.options import FILE, example, print_json
+
+
+@click.command(
+    epilog=example("adm-bench inspect samples.npz", "adm-bench inspect runs/adm", "adm-bench inspect runs/digits")
+)
+@click.argument("path", type=FILE)
+def command(path: Path) -> None:
+    """Say what a file or a run is.
+
+    Samples, reference, weights, the folder of a training run or of a suite run.
+    """
+    from adm_bench.inspection import inspect
+
+    print_json(inspect(path))

@@ -1,0 +1,64 @@
+"""Options that several commands share, and how their texts become values."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def device_option(command: F) -> F:
+    """`--device`."""
+    return click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")(command)
+
+
+def seed_option(command: F) -> F:
+    """`--seed`."""
+    return click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything that is drawn.")(
+        command
+    )
+
+
+def overwrite_option(command: F) -> F:
+    """`--overwrite`."""
+    return click.option("--overwrite", is_flag=True, help="Replace what is at --out.")(command)
+
+
+def set_option(command: F) -> F:
+    """`--set FIELD=VALUE`, repeatable."""
+    return click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="Change one field of the configuration; repeatable. Lists as in TOML: model.channel_mult=[1,2].",
+    )(command)
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """`FIELD=VALUE` texts as a mapping; a usage error where one has no `=`."""
+    from generators.configuration import literal
+
+    parsed = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{change!r}; expected FIELD=VALUE", param_hint="--set")
+        parsed[name.strip()] = literal(value.strip())
+    return parsed
+
+
+def print_json(value: Any) -> None:
+    """Plain data on stdout."""
+    import json
+
+    click.echo(json.dumps(value, indent=2))
+
+
+def example(*lines: str) -> str:
+    """An epilog that shows how a command is used, kept line by line."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,81 @@
+"""Numbers become records here: each with its run, its protocol and everything it was measured with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adm_bench.evaluation import Evaluation
+from adm_bench.files import write_text
+from adm_bench.provenance import provenance
+from metrics.protocol import Metric
+from reports.records import Record, to_json_line
+
+UNITS = {"sampling_images_per_sec": "images/sec", "training_images_per_sec": "images/sec", "training_sec": "sec"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What all numbers of one row of a run share."""
+
+    run: str
+    generator: str
+    device: str | None = None
+    precision: str | None = "fp32"
+    seed: int | None = None
+    num_images: int | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+def measured(values: Mapping[str, float], circumstances: Circumstances) -> list[Record]:
+    """Records of plain quantities, which no protocol or feature network is behind."""
+    return [_record(quantity, value, circumstances) for quantity, value in values.items()]
+
+
+def evaluated(evaluation: Evaluation, metrics: Sequence[Metric], circumstances: Circumstances) -> list[Record]:
+    """Records of an evaluation's metrics."""
+    return [
+        _record(
+            metric.name,
+            evaluation.values[metric.name],
+            circumstances,
+            higher_is_better=metric.higher_is_better,
+            evaluation=evaluation,
+        )
+        for metric in metrics
+    ]
+
+
+def _record(
+    quantity: str,
+    value: float,
+    circumstances: Circumstances,
+    *,
+    higher_is_better: bool | None = None,
+    evaluation: Evaluation | None = None,
+) -> Record:
+    return Record(
+        run=circumstances.run,
+        generator=circumstances.generator,
+        quantity=quantity,
+        value=float(value),
+        unit=UNITS.get(quantity, ""),
+        higher_is_better=higher_is_better,
+        protocol=evaluation.protocol.name if evaluation else None,
+        protocol_version=evaluation.protocol.version if evaluation else None,
+        features=evaluation.features if evaluation else None,
+        features_sha256=evaluation.features_sha256 if evaluation else None,
+        num_images=evaluation.num_images if evaluation else circumstances.num_images,
+        num_reference_images=evaluation.num_reference_images if evaluation else None,
+        seed=circumstances.seed,
+        precision=circumstances.precision,
+        device=circumstances.device,
+        settings=dict(circumstances.settings),
+        inputs=dict(circumstances.inputs),
+        provenance=provenance(),
+    )
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Write records as JSON lines, atomically."""
+    write_text(path, "".join(f"{to_json_line(record)}\n" for record in records))

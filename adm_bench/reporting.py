@@ -1,0 +1,57 @@
+"""Reports of a run's folder: records and grids in, files that a person opens out."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from adm_bench.errors import InputError, bad_input
+from adm_bench.files import atomic_path, read_json, write_text
+from adm_bench.images.npz import NpzFile
+from reports.figures import png_bytes, sample_grid
+from reports.records import read_records
+from reports.render import Report, render_csv, render_html, render_markdown, render_rich
+
+RECORDS_FILE = "records.jsonl"
+SUITE_FILE = "suite.json"
+GRIDS = "grids"
+GRID_ROWS = 8
+GRID_COLUMNS = 10
+SMALLEST_TILE = 32
+FILE_RENDERERS = {"md": render_markdown, "csv": render_csv, "html": render_html}
+
+
+def write_grid(samples: Path, out: Path, num_classes: int | None) -> None:
+    """A PNG of the first samples; a column a class, where there are few of them and labels count through."""
+    columns = num_classes if num_classes and num_classes <= 2 * GRID_COLUMNS else GRID_COLUMNS
+    images = next(NpzFile(samples).batches(columns * GRID_ROWS)).transpose(0, 2, 3, 1)
+    scale = -(-SMALLEST_TILE // images.shape[1])
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(png_bytes(sample_grid(np.ascontiguousarray(images), columns, scale)))
+
+
+def read_report(folder: Path) -> Report:
+    """The report of a finished run; InputError where the folder holds none."""
+    if not (folder / RECORDS_FILE).is_file():
+        raise InputError(f"{folder}: has no {RECORDS_FILE}; expected the folder of a finished adm-bench run")
+    with bad_input(folder / RECORDS_FILE):
+        records = tuple(read_records(folder / RECORDS_FILE))
+    suite = read_json(folder / SUITE_FILE) if (folder / SUITE_FILE).exists() else {"title": folder.name}
+    grids = {path.stem: path.read_bytes() for path in sorted((folder / GRIDS).glob("*.png"))}
+    shown = {record.generator for record in records}
+    return Report(
+        title=suite["title"], records=records, grids={name: png for name, png in grids.items() if name in shown}
+    )
+
+
+def write_reports(folder: Path) -> None:
+    """Write `report.md`, `report.csv` and `report.html` into a run's folder."""
+    report = read_report(folder)
+    for ending, render in FILE_RENDERERS.items():
+        write_text(folder / f"report.{ending}", render(report))
+
+
+def print_report(report: Report) -> None:
+    """Show a report on stdout, as wide as the terminal."""
+    console = Console()
+    console.print(render_rich(report, console.width))

@@ -1,0 +1,233 @@
+"""Sampling: any generator, a seed an image, into OpenAI's npz, resumable at any moment."""
+
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adm_bench import progress, registry
+from adm_bench.errors import InputError, bad_input
+from adm_bench.files import (
+    atomic_path,
+    check_new_file,
+    check_writable,
+    file_sha256,
+    fingerprint,
+    read_json,
+    remove_partial,
+    write_json,
+)
+from adm_bench.images.dataset import Dataset, Images, Labels, passes
+from adm_bench.images.npz import NpzFile, read_identity, write_arrays, write_samples
+from adm_bench.provenance import provenance
+from adm_bench.runs import differences
+from generators.configuration import from_mapping
+from generators.diffusion.noise import mix_seed
+from generators.protocol import Generator, Ingredients
+
+NOISE_STREAM, LABEL_STREAM = 0, 1
+BalancedOrRandom = Literal["balanced", "random"]
+
+
+def image_seeds(seed: int, indices: range) -> list[int]:
+    """The seed of each image of a run's seed: what image i draws depends on (seed, i) alone."""
+    return [mix_seed(seed, NOISE_STREAM, index) for index in indices]
+
+
+def choose_labels(source: str, num_images: int, num_classes: int | None, seed: int) -> Labels | None:
+    """Labels of the images to be sampled, (num_images,), or None for an unconditional generator.
+
+    `balanced` counts through the classes, `random` draws image i's label from (seed, i); anything else is
+    the path of a text file with one label a line, an npy file, or an npz file with `arr_1`. InputError
+    where the file's labels are too few or out of range.
+    """
+    if num_classes is None:
+        return None
+    if source == "balanced":
+        return np.arange(num_images, dtype=np.int64) % num_classes
+    if source == "random":
+        drawn = [np.random.default_rng((seed, LABEL_STREAM, i)).integers(num_classes) for i in range(num_images)]
+        return np.array(drawn, np.int64)
+    labels = read_labels(Path(source))
+    if len(labels) < num_images:
+        raise InputError(f"{source}: holds {len(labels)} labels, but {num_images} images are asked for")
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise InputError(f"{source}: label {outside[0]} is out of range; expected 0 to {num_classes - 1}")
+    return labels[:num_images]
+
+
+def read_labels(path: Path) -> Labels:
+    """Labels from a text, npy or npz file; InputError where it holds none."""
+    if path.suffix == ".npz":
+        labels = NpzFile(path).labels()
+        if labels is None:
+            raise InputError(f"{path}: has no labels (arr_1)")
+        return labels
+    try:
+        if path.suffix == ".npy":
+            values: NDArray[Any] = np.load(path, allow_pickle=False)
+        else:
+            values = np.array([int(line) for line in path.read_text().split()])
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"--labels {path}: not readable as integers, one an image ({error})") from error
+    if values.ndim != 1 or values.dtype.kind not in "iu" or not len(values):
+        raise InputError(f"--labels {path}: holds {values.dtype} {values.shape}; expected integers, one an image")
+    return values.astype(np.int64)
+
+
+def build_generator(
+    name: str,
+    options: dict[str, Any],
+    *,
+    device: torch.device,
+    dataset: Dataset | None = None,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+) -> Generator:
+    """A generator by its registered name, from options as plain data; InputError where it cannot be built.
+
+    Size and classes are the data set's where there is one.
+    """
+    factory = registry.load("generators", name)
+    size = dataset.image_size if dataset else image_size
+    ingredients = Ingredients(
+        image_size=size or 64,
+        num_classes=dataset.num_classes if dataset else num_classes,
+        device=device,
+        training_set=(lambda: passes(dataset)) if dataset else None,
+        weights=weights,
+    )
+    with bad_input(f"generator {name}"):
+        chosen = from_mapping(factory.Options, options)
+        generator: Generator = factory.build(chosen, ingredients)
+    if size is not None and generator.image_size != size:
+        raise InputError(f"generator {name} makes images of size {generator.image_size}; expected {size}")
+    return generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingJob:
+    """One set of samples, completely decided."""
+
+    name: str
+    generator: Generator
+    description: dict[str, Any]
+    """What the generator was built from, as plain data: options and digests of its inputs."""
+    num_images: int
+    labels: Labels | None
+    seed: int = 0
+    batch_size: int = 256
+
+    def plan(self) -> dict[str, Any]:
+        """What decides the samples, as plain data; parts are only joined under an equal plan."""
+        labels = None if self.labels is None else self.labels.tolist()
+        return {
+            "generator": self.description,
+            "num_images": self.num_images,
+            "labels": labels,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingResult:
+    """What a finished set of samples took."""
+
+    num_images: int
+    sec: float
+    images_per_sec: float
+    """Median over full batches, interruptions not counted."""
+    sha256: str
+    """Of the npz file."""
+
+
+def sample(job: SamplingJob, out: Path, *, overwrite: bool = False, reuse: bool = False) -> SamplingResult:
+    """Draw the samples batch by batch and write them to `out`; goes on where an earlier try stopped.
+
+    Every batch is kept in a part of its own beside `out` until all are there, so memory does not grow with
+    the number of images and nothing drawn is lost. The parts of another plan are an InputError, and so is
+    an `out` that exists, unless `overwrite`, or unless `reuse` and it was made by the same plan.
+    """
+    plan_digest = fingerprint(job.plan())
+    if reuse and out.is_file():
+        identity = read_identity(NpzFile(out))
+        if identity.get("plan_sha256") == plan_digest:
+            return SamplingResult(**identity["result"], sha256=file_sha256(out))
+    check_new_file(out, overwrite=overwrite)
+    parts = out.with_name(f"{out.name}.parts")
+    _open_parts(parts, job.plan(), overwrite=overwrite)
+    starts = range(0, job.num_images, job.batch_size)
+    paths = [parts / f"{start:09d}.npz" for start in starts]
+    done = sum(path.exists() for path in paths)
+    if done:
+        progress.say(f"{out}: going on from {done} of {len(paths)} batches")
+    drawn_before = min(done * job.batch_size, job.num_images)
+    with progress.stage(f"sample {job.name}", job.num_images, "images", done=drawn_before) as advance:
+        for start, path in zip(starts, paths, strict=True):
+            if not path.exists():
+                indices = range(start, min(start + job.batch_size, job.num_images))
+                _sample_part(job, indices, path)
+                advance(len(indices))
+    seconds = [float(NpzFile(path).load("sec")) for path in paths]
+    size = job.generator.image_size
+    counts = [min(job.batch_size, job.num_images - start) for start in starts]
+    full = [(count, sec) for count, sec in zip(counts, seconds, strict=True) if count == counts[0]]
+    result: dict[str, Any] = {
+        "num_images": job.num_images,
+        "sec": sum(seconds),
+        "images_per_sec": statistics.median(count / sec for count, sec in full),
+    }
+    identity = {"plan_sha256": plan_digest, "generator": job.description, "seed": job.seed, "result": result}
+    with atomic_path(out) as temporary:
+        shape = (job.num_images, size, size)
+        write_samples(temporary, shape, _read_parts(paths), job.labels, identity | provenance())
+    shutil.rmtree(parts)
+    return SamplingResult(**result, sha256=file_sha256(out))
+
+
+def _open_parts(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
+    description = parts / "plan.json"
+    if description.exists():
+        changed = differences(read_json(description), plan)
+        if changed and not overwrite:
+            raise InputError(
+                f"{parts}: holds parts of other samples ({'; '.join(changed[:3])}); choose another --out, "
+                "repeat those settings to go on with them, or pass --overwrite"
+            )
+        if changed:
+            shutil.rmtree(parts)
+    check_writable(parts)
+    if not description.exists():
+        write_json(description, plan)
+    remove_partial(parts)
+
+
+def _sample_part(job: SamplingJob, indices: range, path: Path) -> None:
+    labels = None if job.labels is None else torch.from_numpy(job.labels[indices.start : indices.stop])
+    began = time.perf_counter()
+    with bad_input(f"generator {job.name}"):
+        images = job.generator.sample(image_seeds(job.seed, indices), labels).cpu()
+    sec = time.perf_counter() - began
+    size = job.generator.image_size
+    if images.dtype != torch.uint8 or tuple(images.shape) != (len(indices), 3, size, size):
+        raise InputError(
+            f"generator {job.name} gave {images.dtype} {tuple(images.shape)}; "
+            f"expected torch.uint8 {(len(indices), 3, size, size)}: mend the plug-in"
+        )
+    with atomic_path(path) as temporary:
+        write_arrays(temporary, {"images": images.permute(0, 2, 3, 1).numpy(), "sec": np.array(sec)})
+
+
+def _read_parts(paths: list[Path]) -> Iterator[Images]:
+    for path in paths:
+        yield NpzFile(path).load("images")

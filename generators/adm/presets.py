@@ -1,0 +1,60 @@
+"""Named configurations: each states only what differs from the defaults."""
+
+from dataclasses import dataclass
+
+from generators.adm.config import AdmConfig, GuideConfig
+from generators.configuration import unknown_name
+from generators.diffusion.process import DiffusionConfig
+from generators.training.config import TrainingConfig
+from generators.unet.config import ClassifierConfig, UNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named starting point for one kind of training."""
+
+    summary: str
+    config: AdmConfig | GuideConfig
+
+    @property
+    def trainer(self) -> str:
+        """The trainer that it is for."""
+        return "adm" if isinstance(self.config, AdmConfig) else "classifier"
+
+
+COSINE = DiffusionConfig(schedule="cosine")
+DIGITS_TRAINING = TrainingConfig(steps=1200, batch_size=64, learning_rate=1e-3, annealing="cosine", ema_rate=0.998)
+DIGITS_CLASSIFIER_TRAINING = TrainingConfig(
+    steps=800, batch_size=64, learning_rate=1e-3, annealing="cosine", weight_decay=0.05, ema_rate=0.99
+)
+
+
+def _digits(size: int) -> AdmConfig:
+    model = UNetConfig(
+        image_size=size, channels=32, channel_mult=(1, 2), attention_resolutions=(8, 4) if size == 8 else (8,),
+        head_channels=32, num_classes=10,
+    )  # fmt: skip
+    return AdmConfig(model=model, diffusion=COSINE, training=DIGITS_TRAINING)
+
+
+def _digits_classifier(size: int) -> GuideConfig:
+    model = ClassifierConfig(
+        image_size=size, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(size // 2,),
+        head_channels=32, num_classes=10,
+    )  # fmt: skip
+    return GuideConfig(model=model, diffusion=COSINE, training=DIGITS_CLASSIFIER_TRAINING)
+
+
+PRESETS = {
+    "digits8": Preset(summary="ADM for 8x8 handwritten digits", config=_digits(8)),
+    "digits8_classifier": Preset(summary="guides digits8", config=_digits_classifier(8)),
+    "digits16": Preset(summary="ADM for 16x16 handwritten digits", config=_digits(16)),
+    "digits16_classifier": Preset(summary="guides digits16", config=_digits_classifier(16)),
+}
+
+
+def preset(name: str) -> Preset:
+    """A preset by its name; ValueError, with the nearest, where there is none."""
+    if name not in PRESETS:
+        raise ValueError(unknown_name("preset", name, PRESETS))
+    return PRESETS[name]
