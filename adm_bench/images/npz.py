@@ -171,7 +171,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def _add_array(archive: zipfile.ZipFile, key: str, values: NDArray[Any]) -> None:
     with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
+        np.lib.format.write_array(file, np.asarray(values, order="C"), allow_pickle=False)
 
 
 def open_npz_dataset(path: Path, image_size: int | None) -> ArrayDataset:

@@ -1,0 +1,94 @@
+"""A small trained model, classifier and reference, made once through the command line itself."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from adm_bench.cli import main
+
+TINY = ["--set", "model.num_res_blocks=1", "--set", "model.attention_resolutions=[4]", "--batch", "8", "--device", "cpu"]
+Run = Callable[..., Result]
+
+
+def run_command(*arguments: str | Path) -> Result:
+    """Run `adm-bench ARGUMENTS` in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """`run("train", "adm", ...)`, expected to succeed."""
+
+    def succeed(*arguments: str | Path) -> Result:
+        result = run_command(*arguments)
+        assert result.exit_code == 0, result.output
+        return result
+
+    return succeed
+
+
+@pytest.fixture(scope="session")
+def refuse() -> Callable[..., str]:
+    """`refuse("train", ...)`: must exit with 2 and one line of error, which is returned."""
+
+    def fail(*arguments: str | Path) -> str:
+        result = run_command(*arguments)
+        assert result.exit_code == 2, result.output
+        lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, result.output
+        assert "Traceback" not in result.output
+        return lines[0]
+
+    return fail
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Sequence[str]:
+    """Options that make a digits preset small enough for a test."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def model(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three training steps."""
+    out = tmp_path_factory.mktemp("model") / "adm"
+    run("train", "adm", "--data", "digits", "--out", out, "--steps", "3", *TINY)
+    return out
+
+
+@pytest.fixture(scope="session")
+def classifier(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier's run of three training steps."""
+    out = tmp_path_factory.mktemp("classifier") / "cls"
+    run("train", "classifier", "--data", "digits", "--out", out, "--steps", "3", *TINY)
+    return out
+
+
+@pytest.fixture(scope="session")
+def reference(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference of the digits at 8x8."""
+    out = tmp_path_factory.mktemp("reference") / "ref.npz"
+    run("reference", "digits", "--out", out, "--device", "cpu")
+    return out
+
+
+@pytest.fixture(scope="session")
+def samples(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty training images as samples."""
+    out = tmp_path_factory.mktemp("samples") / "copies.npz"
+    run("sample", "memorizer", "--data", "digits", "--num", "60", "--out", out, "--device", "cpu")
+    return out
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[[Path], np.ndarray]:
+    """The images of an npz file."""
+
+    def load(path: Path) -> np.ndarray:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["arr_0"]
+
+    return load

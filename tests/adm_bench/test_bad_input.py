@@ -1,0 +1,240 @@
+"""Every refusal: exit status 2, one line that names the place, what was found and what was expected."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+Refuse = Callable[..., str]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "adm", "--data", "digit", "--out", "OUT"], "did you mean 'digits'"),
+        (["train", "adm", "--data", "/nowhere/images", "--out", "OUT"], "no folder or npz file has that path"),
+        (["train", "amd", "--data", "digits", "--out", "OUT"], "unknown trainer 'amd'; did you mean 'adm'"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--preset", "digits9"], "did you mean 'digits8'"),
+        (
+            ["train", "adm", "--data", "digits", "--out", "OUT", "--preset", "digits8_classifier"],
+            "is for trainer 'classifier'",
+        ),
+        (
+            ["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.chanels=48"],
+            "model.unknown key 'chanels'; did you mean 'channels'?",
+        ),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels=48"], "32 groups do not divide"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels=many"], "expected int"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels"], "expected FIELD=VALUE"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.image_size=6"], "image size 6"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.image_size=7"], "not divisible by 2"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.num_classes=4"], "10 classes"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.head_channels=24"], "does not divide"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "diffusion.loss=simple"], "untrained"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--device", "cuda:77"], "--device cuda:77"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--steps", "0"], "'--steps': 0 is not in the range"),
+        (["train", "adm", "--data", "EMPTY", "--out", "OUT"], "holds no images"),
+        (["train", "adm", "--data", "digits", "--out", "/proc/nothing/run"], "cannot be written"),
+        (["sample", "adm", "--out", "OUT.npz"], "needs trained weights"),
+        (["sample", "adm", "--weights", "/nowhere", "--out", "OUT.npz"], "no such file or run"),
+        (["sample", "memorizer", "--out", "OUT.npz"], "needs training images"),
+        (["sample", "noice", "--out", "OUT.npz"], "unknown generator 'noice'; did you mean 'noise'"),
+        (["sample", "noise", "--out", "EMPTY"], "is a folder"),
+        (["reference", "digits", "--size", "12", "--out", "OUT.npz"], "expected one of 8, 16"),
+        (["reference", "digits", "--features", "inceptions", "--out", "OUT.npz"], "unknown feature"),
+        (["run", "/nowhere.toml"], "no readable suite file"),
+        (["report", "EMPTY"], "has no records.jsonl"),
+        (["inspect", "EMPTY"], "neither a training run nor a suite run"),
+        (["inspect", "/nowhere"], "no such file"),
+        (["compute", "--preset", "digits"], "unknown preset 'digits'; did you mean"),
+        (["trian"], "did you mean 'train'"),
+    ],
+)  # fmt: skip
+def test_refused_in_one_line(arguments: list[str], expected: str, refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"OUT": "out", "OUT.npz": "out.npz", "EMPTY": "empty"}
+    line = refuse(*(str(tmp_path / places[word]) if word in places else word for word in arguments))
+    assert expected in line
+    assert not (tmp_path / "out.npz").exists()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def damaged_files(samples: Path) -> dict[str, bytes | dict[str, np.ndarray]]:
+    with np.load(samples) as arrays:
+        good = arrays["arr_0"]
+    content = samples.read_bytes()
+    return {
+        "no arr_0": {"images": good},
+        "expected uint8": {"arr_0": good.astype(np.float32) / 255},
+        "channels first": {"arr_0": good.transpose(0, 3, 1, 2)},
+        "images are (60, 8, 8)": {"arr_0": good[..., 0]},
+        "with at least one image": {"arr_0": good[:0]},
+        "12 x 12": {"arr_0": np.zeros((20, 12, 12, 3), np.uint8)},
+        "sample more": {"arr_0": good[:1]},
+        "never loaded": {"arr_0": np.array([{"a": 1}], dtype=object)},
+        "perhaps truncated": content[: len(content) // 2],
+        "perhaps truncated (File is not a zip file)": b"not an npz",
+    }
+
+
+def test_damaged_samples_are_refused(refuse: Refuse, reference: Path, samples: Path, tmp_path: Path) -> None:
+    for expected, content in damaged_files(samples).items():
+        path = tmp_path / "bad.npz"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.savez(path, **content)  # type: ignore[arg-type]
+        out = tmp_path / "numbers.json"
+        line = refuse("evaluate", reference, path, "--json", out)
+        assert expected in line
+        assert str(path) in line
+        assert not out.exists()
+
+
+def test_a_flipped_bit_in_samples_is_refused(refuse: Refuse, reference: Path, samples: Path, tmp_path: Path) -> None:
+    content = bytearray(samples.read_bytes())
+    content[500] ^= 0xFF
+    path = tmp_path / "flipped.npz"
+    path.write_bytes(content)
+    assert "Bad CRC" in refuse("evaluate", reference, path)
+
+
+@pytest.mark.parametrize("key", ["mu", "sigma"])
+def test_nan_in_a_reference_is_refused(key: str, refuse: Refuse, reference: Path, samples: Path, tmp_path: Path) -> None:
+    with np.load(reference) as stored:
+        arrays = dict(stored)
+    arrays[key] = np.full_like(arrays[key], np.nan)
+    np.savez(tmp_path / "nan.npz", **arrays)
+    assert "finite" in refuse("evaluate", tmp_path / "nan.npz", samples)
+
+
+def test_a_reference_of_other_features_is_refused(
+    refuse: Refuse, reference: Path, samples: Path, tmp_path: Path
+) -> None:
+    with np.load(reference) as stored:
+        arrays = dict(stored)
+    arrays["adm_bench"] = np.array(str(arrays["adm_bench"]).replace('"features_sha256": "', '"features_sha256": "0'))
+    np.savez(tmp_path / "other.npz", **arrays)
+    assert "build the reference anew" in refuse("evaluate", tmp_path / "other.npz", samples)
+
+
+def test_nothing_is_overwritten_unasked(refuse: Refuse, tmp_path: Path, tiny: Sequence[str]) -> None:
+    file = tmp_path / "precious.npz"
+    file.write_text("precious")
+    assert "pass --overwrite" in refuse("sample", "noise", "--size", "8", "--classes", "10", "--out", file)
+    assert "pass --overwrite" in refuse("reference", "digits", "--out", file)
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
+    for more in ([], ["--overwrite"]):
+        assert "is no training run" in refuse("train", "adm", "--data", "digits", "--out", folder, *tiny, *more)
+    assert {path.read_text() for path in (file, folder / "thesis.tex")} == {"precious"}
+
+
+def test_labels_must_fit(refuse: Refuse, tmp_path: Path) -> None:
+    few, outside, words = tmp_path / "few.txt", tmp_path / "outside.txt", tmp_path / "words.txt"
+    few.write_text("1 2 3")
+    outside.write_text("0\n" * 19 + "10\n")
+    words.write_text("one two")
+    base = ["sample", "noise", "--size", "8", "--classes", "10", "--num", "20", "--out", tmp_path / "out.npz"]
+    assert "holds 3 labels, but 20 images" in refuse(*base, "--labels", few)
+    assert "label 10 is out of range; expected 0 to 9" in refuse(*base, "--labels", outside)
+    assert "not readable as integers" in refuse(*base, "--labels", words)
+    assert "not readable as integers" in refuse(*base, "--labels", tmp_path / "absent.txt")
+
+
+def test_samplers_refuse_what_they_cannot_do(refuse: Refuse, model: Path, classifier: Path, tmp_path: Path) -> None:
+    base = ["sample", "adm", "--weights", model, "--num", "2", "--out", tmp_path / "out.npz", "--device", "cpu"]
+    ddim = refuse(*base, "--sampler", "ddim", "--sampling-steps", "37")
+    assert "nearest it can are 36 and 38" in ddim
+    assert "cannot keep 2000 of the 1000 steps" in refuse(*base, "--sampling-steps", "2000")
+    assert "needs a classifier" in refuse(*base, "--guidance-scale", "1")
+    assert "guidance_scale is 0" in refuse(*base, "--classifier", classifier)
+    assert "kind 'adm', expected 'classifier'" in refuse(*base, "--classifier", model, "--guidance-scale", "1")
+    assert "eta 0.5 belongs to sampler 'ddim'" in refuse(*base, "--set", "eta=0.5")
+    assert "unknown key 'et'; did you mean 'eta'" in refuse(*base, "--set", "et=0.5")
+
+
+def test_a_classifier_of_another_model_is_refused(
+    refuse: Refuse, run: Callable[..., object], model: Path, tmp_path: Path, tiny: Sequence[str]
+) -> None:
+    other = tmp_path / "linear"
+    run("train", "classifier", "--data", "digits", "--out", other, "--steps", "1", *tiny, "--set", "diffusion.schedule=linear")  # fmt: skip
+    line = refuse(
+        "sample", "adm", "--weights", model, "--classifier", other, "--guidance-scale", "1", "--out", tmp_path / "o.npz"
+    )
+    assert "the classifier's schedule is linear, the model's is cosine" in line
+
+
+@pytest.mark.parametrize(("cut", "expected"), [(0.5, "perhaps truncated"), (0.0, "perhaps truncated")])
+def test_truncated_weights_are_refused(cut: float, expected: str, refuse: Refuse, model: Path, tmp_path: Path) -> None:
+    content = (model / "weights.safetensors").read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(content[: int(len(content) * cut)])
+    assert expected in refuse("sample", "adm", "--weights", path, "--out", tmp_path / "out.npz")
+    assert expected in refuse("inspect", path)
+
+
+def test_foreign_weights_are_refused(refuse: Refuse, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    line = refuse("sample", "adm", "--weights", tmp_path / "foreign.safetensors", "--out", tmp_path / "out.npz")
+    assert "no weights of ours" in line
+
+
+SUITE = """
+title = "t"
+data = "digits"
+features = "digits"
+num_images = 20
+[generators.noise]
+generator = "noise"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("title", "titel"), "unknown key 'titel'; did you mean 'title'?"),
+        (("num_images = 20", ""), "num_images is missing"),
+        (("num_images = 20", "num_images = 0"), "expected 1 or more"),
+        (("num_images = 20", 'num_images = "20"'), "num_images is '20'; expected int"),
+        (('generator = "noise"', 'generator = "nosie"'), "unknown generator 'nosie'; did you mean 'noise'?"),
+        (('generator = "noise"', 'generater = "noise"'), "generators.noise.unknown key 'generater'"),
+        (('features = "digits"', 'features = "digit"'), "unknown feature 'digit'; did you mean 'digits'"),
+        (('data = "digits"', 'data = "digits"\nmetrics = ["fid", "fd"]'), "unknown metric 'fd'; did you mean 'fid'"),
+        (("[generators.noise]", "[generators.noise"), "not valid TOML"),
+        (('generator = "noise"', 'generator = "noise"\nweights = "adn"'), "no such file or run"),
+        (('data = "digits"', 'data = "digits"\n[train.adm]\npreset = "digits7"'), "unknown preset 'digits7'"),
+    ],
+)
+def test_bad_suites_are_refused(change: tuple[str, str], expected: str, refuse: Refuse, tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text(SUITE.replace(*change))
+    assert expected in refuse("run", path, "--out", tmp_path / "run", "--device", "cpu")
+
+
+def test_a_broken_folder_of_images_names_the_file(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    line = refuse("reference", tmp_path / "images", "--out", tmp_path / "ref.npz", "--size", "8")
+    assert "a.png: not a readable image" in line
+
+
+def test_our_own_failures_exit_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from adm_bench import registry
+    from adm_bench.cli import main
+
+    def fail(group: str) -> dict[str, str]:
+        raise KeyError(group)
+
+    monkeypatch.setattr(registry, "describe", fail)
+    result = CliRunner().invoke(main, ["list", "metrics"])
+    assert result.exit_code == 1
+    assert "internal failure: KeyError" in result.stderr
+    assert isinstance(CliRunner().invoke(main, ["--debug", "list", "metrics"]).exception, KeyError)
