@@ -48,8 +48,8 @@ def network_cost(config: AdmConfig | GuideConfig) -> NetworkCost:
 
 
 def sampling_flops_per_image(generator: Generator) -> int:
-    """FLOPs of all network evaluations of one image, guidance included."""
-    return count_cost(generator.evaluate_once).flops * generator.network_evaluations
+    """FLOPs of all that one image takes: every network evaluation, guidance included."""
+    return count_cost(generator.evaluate_once).flops * max(1, generator.network_evaluations)
 
 
 def measure_training(

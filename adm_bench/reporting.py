@@ -37,11 +37,9 @@ def read_report(folder: Path) -> Report:
     with bad_input(folder / RECORDS_FILE):
         records = tuple(read_records(folder / RECORDS_FILE))
     suite = read_json(folder / SUITE_FILE) if (folder / SUITE_FILE).exists() else {"title": folder.name}
-    grids = {path.stem: path.read_bytes() for path in sorted((folder / GRIDS).glob("*.png"))}
-    shown = {record.generator for record in records}
-    return Report(
-        title=suite["title"], records=records, grids={name: png for name, png in grids.items() if name in shown}
-    )
+    rows = dict.fromkeys(record.generator for record in records)
+    grids = {row: path.read_bytes() for row in rows if (path := folder / GRIDS / f"{row}.png").is_file()}
+    return Report(title=suite["title"], records=records, grids=grids)
 
 
 def write_reports(folder: Path) -> None:

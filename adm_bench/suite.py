@@ -254,7 +254,7 @@ class SuiteRun:
         self._stage(f"sample/{name}", job.plan(), self._samples(name), work, costly=True)
 
     def _row(self, name: str, spec: GeneratorSpec, inputs: Mapping[str, str]) -> Circumstances:
-        settings = {"generator": spec.generator, **spec.options}
+        settings = {**({} if spec.generator == name else {"generator": spec.generator}), **spec.options}
         return self._circumstances(name, num_images=self.suite.num_images, settings=settings, inputs=inputs)
 
     def _evaluate(self, name: str, spec: GeneratorSpec) -> None:

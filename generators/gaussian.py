@@ -23,8 +23,7 @@ class Gaussian:
     """Image i is mean + factor @ z of its label, z standard normal from seed i, rounded and clipped."""
 
     Options: ClassVar[type[GaussianOptions]] = GaussianOptions
-    network_evaluations = 1
-    """One matrix product an image."""
+    network_evaluations = 0
 
     def __init__(self, means: Tensor, factors: Tensor, num_classes: int | None, device: torch.device) -> None:
         """Means (classes, D) and factors (classes, D, D) of the covariances, D = 3 * image_size**2."""

@@ -53,4 +53,4 @@ class Memorizer:
         return self.images[chosen]
 
     def evaluate_once(self) -> None:
-        """No network."""
+        """Nothing is computed."""

@@ -41,4 +41,4 @@ class Noise:
         return torch.stack(rows)
 
     def evaluate_once(self) -> None:
-        """No network."""
+        """Nothing is computed but random numbers."""

@@ -46,7 +46,10 @@ class Generator(Protocol):
         """Image i from seed i and label i (B,) alone: uint8 (B, 3, image_size, image_size), on any device."""
 
     def evaluate_once(self) -> None:
-        """Do, for one image, what one network evaluation of sampling does; its cost is counted."""
+        """Do, for one image, the work of one network evaluation, or all the work where there is no network.
+
+        Its cost is counted, and multiplied by `network_evaluations`.
+        """
 
 
 @runtime_checkable

@@ -224,7 +224,7 @@ QUANTITIES: dict[str, Quantity] = {
             higher_is_better=True,
             meaning="images trained on a second; it depends on the device",
             write=in_si,
-            must_agree=_SAME_MACHINE,
+            ranked=False,
         ),
         Quantity(
             name="training_sec",

@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reports.circumstances import Circumstances, by_value
+from reports.circumstances import SEPARATOR, Circumstances, by_value
 from reports.figures import quality_cost_plot
 from reports.layout import (
     Grid,
@@ -136,7 +136,10 @@ def render_html(report: Report) -> str:
 
 
 def render_rich(report: Report, width: int = 80) -> RenderableType:
-    """Return what rich prints in a terminal of `width` columns: headlines, tables and circumstances."""
+    """Return what rich prints in a terminal of `width` columns: headlines, tables, and what all rows share.
+
+    The settings and digests of each row are left to the other forms, so that the tables stay on the screen.
+    """
     compute = compute_grid(report.records)
     parts: list[RenderableType] = [Text(report.title, style="bold")]
     if report.subtitle:
@@ -147,9 +150,10 @@ def render_rich(report: Report, width: int = 80) -> RenderableType:
         parts += ["", *_rich_grid(section.quality, width)]
     if compute.rows:
         parts += [Text("\nCompute\n", style="bold"), *_rich_grid(compute, width)]
-    parts.append(Text("\nHow these numbers were measured", style="bold"))
     for title, measured in circumstances_by_part(report.records):
-        parts += [Text(f"\n{title}"), _rich_circumstances(measured)]
+        shared = SEPARATOR.join(f"{name} {text}" for name, text in measured.shared.items())
+        if shared:
+            parts += ["", Text(f"{title}, measured with: {shared}", style="dim")]
     return Constrain(Group(*parts), width)
 
 
@@ -271,15 +275,6 @@ def _rich_grid(grid: Grid, width: int) -> list[RenderableType]:
 def _before_slash(line: str) -> list[str]:
     start, slash, end = line.partition("/")
     return [start, slash + end] if start and slash else [line]
-
-
-def _rich_circumstances(measured: Circumstances) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, text in (*measured.shared.items(), *_varying_texts(measured)):
-        table.add_row(Text(name), Text(text))
-    return Padding(table, (0, 0, 0, 2))
 
 
 @cache
