@@ -57,7 +57,7 @@ def load(group: str, name: str) -> Any:
 
 
 def describe(group: str) -> dict[str, str]:
-    """Each name of a group with the first line of its docstring."""
+    """Each name of a group with its `description`, or the first line of its docstring."""
     described = {}
     for name in rows(group):
         found = load(group, name)

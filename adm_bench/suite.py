@@ -1,5 +1,6 @@
 """Suites: one file that names data, generators and measurements; one command that does it all."""
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from generators.configuration import from_mapping, to_mapping, unknown_name, wit
 from metrics.protocol import Features
 from reports.records import Record, from_json_line, to_json_line
 
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 Work = Callable[[bool], list[Record]]
 """Does a stage; told whether to replace what an earlier one left."""
 
@@ -78,6 +80,11 @@ class Suite:
             )
         if not self.generators:
             raise ValueError("there are no generators to compare; add a table [generators.NAME]")
+        for name in (*self.train, *self.generators):
+            if not FILE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"the name {name!r} is to be part of file names; use letters, digits, '.', '_' and '-'"
+                )
 
 
 def read_suite(path: Path) -> Suite:
@@ -91,6 +98,12 @@ def read_suite(path: Path) -> Suite:
     with bad_input(path):
         suite = from_mapping(Suite, values)
         resolved(suite)
+    for spec in suite.generators.values():
+        for weights in (spec.weights, spec.classifier):
+            if weights is not None and weights not in suite.train and not Path(weights).exists():
+                raise InputError(
+                    f"{path}: {unknown_name('weights', weights, suite.train)}; and no file or run has that path"
+                )
     known = {
         "features": [suite.features],
         "metrics": list(suite.metrics),
@@ -100,6 +113,10 @@ def read_suite(path: Path) -> Suite:
         for name in names:
             if name not in registry.rows(group):
                 raise InputError(f"{path}: {unknown_name(group.removesuffix('s'), name, registry.rows(group))}")
+    for row, generator in suite.generators.items():
+        given = {"classifier": generator.classifier} if generator.classifier else {}
+        with bad_input(f"{path}: generators.{row}.options"):
+            from_mapping(registry.load("generators", generator.generator).Options, generator.options | given)
     return suite
 
 

@@ -48,7 +48,7 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     names = {field.name: field for field in fields(typing.cast("Any", cls))}
     for key in values:
         if key not in names:
-            raise ValueError(f"{where}{unknown_name('key', key, names)}")
+            raise ValueError(_placed(where, unknown_name("key", key, names)))
     for name, field in names.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{where}{name} is missing")
@@ -56,7 +56,12 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     try:
         return cls(**parsed)
     except ValueError as error:
-        raise ValueError(f"{where.rstrip('.')}: {error}" if where else str(error)) from None
+        raise ValueError(_placed(where, str(error))) from None
+
+
+def _placed(where: str, message: str) -> str:
+    """A message about the table at the dotted path `where`."""
+    return f"{where.rstrip('.: ')}: {message}" if where else message
 
 
 def parse_value(expected: Any, value: Any, where: str) -> Any:
@@ -130,7 +135,7 @@ def _merged(config: Any, tree: Mapping[str, Any], where: str) -> Any:
     parsed = {}
     for key, value in tree.items():
         if key not in hints:
-            raise ValueError(f"{where}{unknown_name('key', key, hints)}")
+            raise ValueError(_placed(where, unknown_name("key", key, hints)))
         current = getattr(config, key)
         if isinstance(value, Mapping) and is_dataclass(current):
             parsed[key] = _merged(current, value, f"{where}{key}.")

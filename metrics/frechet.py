@@ -66,6 +66,7 @@ class FrechetMetric:
 
     name: str
     label: str
+    description: str
     layer: Literal["pool", "spatial"]
     higher_is_better: bool = False
     min_images: int = 2
@@ -87,5 +88,15 @@ class FrechetMetric:
         return moments
 
 
-FID = FrechetMetric(name="fid", label="FID", layer="pool")
-SFID = FrechetMetric(name="sfid", label="sFID", layer="spatial")
+FID = FrechetMetric(
+    name="fid",
+    label="FID",
+    description="Fréchet distance between pooled features (Heusel et al. 2017)",
+    layer="pool",
+)
+SFID = FrechetMetric(
+    name="sfid",
+    label="sFID",
+    description="the same between spatial features (Nash et al. 2021)",
+    layer="spatial",
+)

@@ -34,6 +34,7 @@ class InceptionScore:
 
     name = "is"
     label = "IS"
+    description = "how sure and how varied the classes of the samples are (Salimans et al. 2016)"
     higher_is_better = True
     needs = frozenset({"logit_rows"})
     min_images = 1

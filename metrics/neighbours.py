@@ -128,6 +128,7 @@ class ManifoldMetric:
 
     name: str
     label: str
+    description: str
     manifold_of: Literal["reference", "samples"]
     higher_is_better: bool = True
     needs: frozenset[str] = frozenset({"pool_rows"})
@@ -148,6 +149,7 @@ class CopiedShare:
 
     name = "copied"
     label = "Copied"
+    description = "share of samples that repeat a reference image"
     higher_is_better = False
     needs = frozenset({"pool_rows"})
     min_images = 2
@@ -170,6 +172,16 @@ def _require_rows(label: str, features: FeatureSet, least: int) -> None:
         raise ValueError(f"{label} found the features of {found} images where it needs {least}; add images")
 
 
-PRECISION = ManifoldMetric(name="precision", label="Precision", manifold_of="reference")
-RECALL = ManifoldMetric(name="recall", label="Recall", manifold_of="samples")
+PRECISION = ManifoldMetric(
+    name="precision",
+    label="Precision",
+    description="share of samples among the reference images (Kynkäänniemi et al. 2019)",
+    manifold_of="reference",
+)
+RECALL = ManifoldMetric(
+    name="recall",
+    label="Recall",
+    description="share of reference images among the samples (Kynkäänniemi et al. 2019)",
+    manifold_of="samples",
+)
 COPIED = CopiedShare()

@@ -69,6 +69,10 @@ class Metric(Protocol):
         """The name in tables and figures, such as "FID"."""
 
     @property
+    def description(self) -> str:
+        """What it measures, in one line without a full stop."""
+
+    @property
     def higher_is_better(self) -> bool:
         """The direction of improvement."""
 

@@ -9,7 +9,16 @@ from click.testing import CliRunner, Result
 
 from adm_bench.cli import main
 
-TINY = ["--set", "model.num_res_blocks=1", "--set", "model.attention_resolutions=[4]", "--batch", "8", "--device", "cpu"]
+TINY = [
+    "--set",
+    "model.num_res_blocks=1",
+    "--set",
+    "model.attention_resolutions=[4]",
+    "--batch",
+    "8",
+    "--device",
+    "cpu",
+]
 Run = Callable[..., Result]
 
 

@@ -22,12 +22,12 @@ Refuse = Callable[..., str]
         ),
         (
             ["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.chanels=48"],
-            "model.unknown key 'chanels'; did you mean 'channels'?",
+            "--set: model: unknown key 'chanels'; did you mean 'channels'?",
         ),
         (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels=48"], "32 groups do not divide"),
         (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels=many"], "expected int"),
         (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels"], "expected FIELD=VALUE"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.image_size=6"], "image size 6"),
+        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.attention_resolutions=[5]"], "its levels are 8, 4"),
         (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.image_size=7"], "not divisible by 2"),
         (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.num_classes=4"], "10 classes"),
         (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.head_channels=24"], "does not divide"),
@@ -101,7 +101,9 @@ def test_a_flipped_bit_in_samples_is_refused(refuse: Refuse, reference: Path, sa
 
 
 @pytest.mark.parametrize("key", ["mu", "sigma"])
-def test_nan_in_a_reference_is_refused(key: str, refuse: Refuse, reference: Path, samples: Path, tmp_path: Path) -> None:
+def test_nan_in_a_reference_is_refused(
+    key: str, refuse: Refuse, reference: Path, samples: Path, tmp_path: Path
+) -> None:
     with np.load(reference) as stored:
         arrays = dict(stored)
     arrays[key] = np.full_like(arrays[key], np.nan)
@@ -203,12 +205,21 @@ generator = "noise"
         (("num_images = 20", "num_images = 0"), "expected 1 or more"),
         (("num_images = 20", 'num_images = "20"'), "num_images is '20'; expected int"),
         (('generator = "noise"', 'generator = "nosie"'), "unknown generator 'nosie'; did you mean 'noise'?"),
-        (('generator = "noise"', 'generater = "noise"'), "generators.noise.unknown key 'generater'"),
+        (('generator = "noise"', 'generater = "noise"'), "generators.noise: unknown key 'generater'"),
         (('features = "digits"', 'features = "digit"'), "unknown feature 'digit'; did you mean 'digits'"),
         (('data = "digits"', 'data = "digits"\nmetrics = ["fid", "fd"]'), "unknown metric 'fd'; did you mean 'fid'"),
         (("[generators.noise]", "[generators.noise"), "not valid TOML"),
-        (('generator = "noise"', 'generator = "noise"\nweights = "adn"'), "no such file or run"),
-        (('data = "digits"', 'data = "digits"\n[train.adm]\npreset = "digits7"'), "unknown preset 'digits7'"),
+        (('generator = "noise"', 'generator = "noise"\nweights = "adn"'), "unknown weights 'adn'"),
+        (("[generators", '[train.adm]\npreset = "digits7"\n[generators'), "unknown preset 'digits7'"),
+        (
+            ("[generators", '[train.adm]\npreset = "digits8"\nset = { "training.step" = 1 }\n[generators'),
+            "did you mean 'steps'",
+        ),
+        (("generators.noise", 'generators."../noise"'), "the name '../noise' is to be part of file names"),
+        (
+            ('generator = "noise"', 'generator = "noise"\noptions = { level = 1 }'),
+            "generators.noise.options: unknown key 'level'",
+        ),
     ],
 )
 def test_bad_suites_are_refused(change: tuple[str, str], expected: str, refuse: Refuse, tmp_path: Path) -> None:
