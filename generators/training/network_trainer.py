@@ -76,7 +76,7 @@ class NetworkTrainer(ABC):
         for moment in MOMENTS:
             groups[moment] = {}
             for name, parameter in self.parameters.items():
-                slot = self.optimizer.state[parameter]
+                slot = self.optimizer.state.get(parameter)
                 groups[moment][name] = slot[moment] if slot else torch.zeros_like(parameter)
         steps_taken = [slot["step"] for slot in self.optimizer.state.values()]
         groups["counters"] = {
@@ -98,7 +98,7 @@ class NetworkTrainer(ABC):
         for name, parameter in self.parameters.items():
             parameter.copy_(state["model"][name])
             self.average.averaged[name].copy_(state["ema"][name])
-            slot: dict[str, Tensor] = {"step": counters["optimizer_steps"].clone()}
+            slot: dict[str, Tensor] = {"step": counters["optimizer_steps"].to(self.device, copy=True)}
             slot |= {moment: state[moment][name].to(self.device, copy=True) for moment in MOMENTS}
             self.optimizer.state[parameter] = slot
         if self.scaler.is_enabled():
