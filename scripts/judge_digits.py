@@ -1,4 +1,4 @@
-"""An independent judge of digit samples: how often does a support vector machine read the intended label?
+"""An independent judge of digit samples: how often a support vector machine reads the intended label.
 
 The machine is scikit-learn's SVC, trained on the 1,797 real digits at 8x8; it shares nothing with the
 feature network. Samples are averaged over colours and down to 8x8.

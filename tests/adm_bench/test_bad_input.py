@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 Refuse = Callable[..., str]
+TRAIN = ("train", "adm", "--data", "digits", "--out", "OUT")
 
 
 @pytest.mark.parametrize(
@@ -15,25 +16,25 @@ Refuse = Callable[..., str]
         (["train", "adm", "--data", "digit", "--out", "OUT"], "did you mean 'digits'"),
         (["train", "adm", "--data", "/nowhere/images", "--out", "OUT"], "no folder or npz file has that path"),
         (["train", "amd", "--data", "digits", "--out", "OUT"], "unknown trainer 'amd'; did you mean 'adm'"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--preset", "digits9"], "did you mean 'digits8'"),
+        ([*TRAIN, "--preset", "digits9"], "did you mean 'digits8'"),
         (
-            ["train", "adm", "--data", "digits", "--out", "OUT", "--preset", "digits8_classifier"],
+            [*TRAIN, "--preset", "digits8_classifier"],
             "is for trainer 'classifier'",
         ),
         (
-            ["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.chanels=48"],
+            [*TRAIN, "--set", "model.chanels=48"],
             "--set: model: unknown key 'chanels'; did you mean 'channels'?",
         ),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels=48"], "32 groups do not divide"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels=many"], "expected int"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.channels"], "expected FIELD=VALUE"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.attention_resolutions=[5]"], "its levels are 8, 4"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.image_size=7"], "not divisible by 2"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.num_classes=4"], "10 classes"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "model.head_channels=24"], "does not divide"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--set", "diffusion.loss=simple"], "untrained"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--device", "cuda:77"], "--device cuda:77"),
-        (["train", "adm", "--data", "digits", "--out", "OUT", "--steps", "0"], "'--steps': 0 is not in the range"),
+        ([*TRAIN, "--set", "model.channels=48"], "32 groups do not divide"),
+        ([*TRAIN, "--set", "model.channels=many"], "expected int"),
+        ([*TRAIN, "--set", "model.channels"], "expected FIELD=VALUE"),
+        ([*TRAIN, "--set", "model.attention_resolutions=[5]"], "its levels are 8, 4"),
+        ([*TRAIN, "--set", "model.image_size=7"], "not divisible by 2"),
+        ([*TRAIN, "--set", "model.num_classes=4"], "10 classes"),
+        ([*TRAIN, "--set", "model.head_channels=24"], "does not divide"),
+        ([*TRAIN, "--set", "diffusion.loss=simple"], "untrained"),
+        ([*TRAIN, "--device", "cuda:77"], "--device cuda:77"),
+        ([*TRAIN, "--steps", "0"], "'--steps': 0 is not in the range"),
         (["train", "adm", "--data", "EMPTY", "--out", "OUT"], "holds no images"),
         (["train", "adm", "--data", "digits", "--out", "/proc/nothing/run"], "cannot be written"),
         (["sample", "adm", "--out", "OUT.npz"], "needs trained weights"),
@@ -162,7 +163,8 @@ def test_a_classifier_of_another_model_is_refused(
     refuse: Refuse, run: Callable[..., object], model: Path, tmp_path: Path, tiny: Sequence[str]
 ) -> None:
     other = tmp_path / "linear"
-    run("train", "classifier", "--data", "digits", "--out", other, "--steps", "1", *tiny, "--set", "diffusion.schedule=linear")  # fmt: skip
+    linear = ["--set", "diffusion.schedule=linear"]
+    run("train", "classifier", "--data", "digits", "--out", other, "--steps", "1", *tiny, *linear)
     line = refuse(
         "sample", "adm", "--weights", model, "--classifier", other, "--guidance-scale", "1", "--out", tmp_path / "o.npz"
     )

@@ -67,7 +67,7 @@ def sampling(folder: Path, weights: Path) -> list[str]:
 
 def test_killed_twice_equals_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
     checkpoints = tmp_path / "run" / "checkpoints"
-    kill_when(training(tmp_path, 60), lambda: (checkpoints / "step_00000020").is_dir())
+    kill_when(training(tmp_path, 60), (checkpoints / "step_00000020").is_dir)
     assert not (tmp_path / "run" / "weights.safetensors").exists()
     assert "going on from step" in finish(training(tmp_path, 60))
     ours, theirs = (load_file(folder / "run" / "weights.safetensors") for folder in (tmp_path, undisturbed))
@@ -106,9 +106,9 @@ def test_parts_of_other_samples_are_refused(undisturbed: Path, refuse: Callable[
     assert list(parts.glob("0*.npz"))
 
 
-def test_a_damaged_checkpoint_is_named(undisturbed: Path, refuse: Callable[..., str], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(refuse: Callable[..., str], tmp_path: Path) -> None:
     checkpoints = tmp_path / "run" / "checkpoints"
-    kill_when(training(tmp_path, 60), lambda: (checkpoints / "step_00000010").is_dir())
+    kill_when(training(tmp_path, 60), (checkpoints / "step_00000010").is_dir)
     newest = sorted(checkpoints.glob("step_*"))[-1]
     model = newest / "model.safetensors"
     model.write_bytes(model.read_bytes()[:1000])

@@ -99,7 +99,7 @@ def test_samples_are_openais_format(run: Callable[..., object], tmp_path: Path) 
 
 def test_a_plug_in_that_breaks_its_promise_is_refused(tmp_path: Path) -> None:
     noise = build_generator("noise", {}, device=CPU, image_size=8, num_classes=None)
-    noise.sample = lambda seeds, labels: torch.zeros(len(seeds), 3, 8, 8)  # type: ignore[method-assign]
+    noise.sample = lambda seeds, _: torch.zeros(len(seeds), 3, 8, 8)  # type: ignore[method-assign]
     job = SamplingJob(name="liar", generator=noise, description={}, num_images=2, labels=None)
-    with pytest.raises(Exception, match="generator liar gave torch.float32"):
+    with pytest.raises(Exception, match=r"generator liar gave torch\.float32"):
         sample(job, tmp_path / "out.npz")

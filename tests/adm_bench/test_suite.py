@@ -142,7 +142,7 @@ def test_lost_samples_are_made_again_and_the_same(suite: Path, finished: Path, r
 
 
 def test_changed_settings_are_refused_not_overwritten(
-    suite: Path, finished: Path, refuse: Callable[..., str], run: Callable[..., object], tmp_path: Path
+    suite: Path, finished: Path, refuse: Callable[..., str], tmp_path: Path
 ) -> None:
     changed = tmp_path / "changed.toml"
     changed.write_text(suite.read_text().replace("guidance_scale = 1.0", "guidance_scale = 3.0"))
