@@ -29,6 +29,7 @@ class FolderDataset:
         labelled = len(names) > 1 and None not in owners
         self.num_classes = len(names) if labelled else None
         ranks = {name: rank for rank, name in enumerate(names)}
+        self._digest: str | None = None
         self.labels = np.array([ranks[owner] for owner in owners], np.int64) if labelled else None  # type: ignore[index]
 
     def __len__(self) -> int:
@@ -49,7 +50,12 @@ class FolderDataset:
             raise InputError(f"{path}: not a readable image ({error}); mend or remove it") from error
 
     def digest(self) -> str:
-        """From every file's path, bytes and the crop."""
+        """From every file's path, bytes and the crop; read once."""
+        if self._digest is None:
+            self._digest = self._compute_digest()
+        return self._digest
+
+    def _compute_digest(self) -> str:
         total = hashlib.sha256(f"center_crop {self.image_size}".encode())
         for path in self.paths:
             total.update(str(path.relative_to(self.root)).encode())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 Refuse = Callable[..., str]
 TRAIN = ("train", "adm", "--data", "digits", "--out", "OUT")
@@ -112,6 +113,22 @@ def test_nan_in_a_reference_is_refused(
     assert "finite" in refuse("evaluate", tmp_path / "nan.npz", samples)
 
 
+def test_nan_in_features_is_refused(
+    refuse: Refuse, reference: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metrics.features.digits import DigitsNetwork
+
+    honest = DigitsNetwork.forward
+
+    def poisoned(self: DigitsNetwork, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pool, spatial, logits = honest(self, images)
+        pool[17 % len(pool)] = float("nan")
+        return pool, spatial, logits
+
+    monkeypatch.setattr(DigitsNetwork, "forward", poisoned)
+    assert "image 17" in refuse("evaluate", reference, samples)
+
+
 def test_a_reference_of_other_features_is_refused(
     refuse: Refuse, reference: Path, samples: Path, tmp_path: Path
 ) -> None:
@@ -181,7 +198,6 @@ def test_truncated_weights_are_refused(cut: float, expected: str, refuse: Refuse
 
 
 def test_foreign_weights_are_refused(refuse: Refuse, tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import save_file
 
     save_file({"w": torch.zeros(2)}, tmp_path / "foreign.safetensors")

@@ -49,7 +49,7 @@ def test_it_learns(kind: str, precision: str) -> None:
     trainer = make(kind, precision)
     assert isinstance(trainer, Trainable)
     losses = advance(trainer, 0, 40)
-    assert sum(losses[-5:]) < {"adm": 0.3, "classifier": 0.9}[kind] * sum(losses[:5])
+    assert sum(losses[-5:]) < {"adm": 0.5, "classifier": 0.9}[kind] * sum(losses[:5])
     assert all(weight.dtype == torch.float32 for weight in trainer.weights().values())
 
 

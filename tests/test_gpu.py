@@ -1,0 +1,58 @@
+"""The same road on a GPU, where there is one: `pytest -m gpu`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from adm_bench.cli import main
+
+pytestmark = pytest.mark.gpu
+TINY = ["--set", "model.num_res_blocks=1", "--steps", "20", "--batch", "16"]
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.fail("-m gpu needs a CUDA device, and there is none")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_road_on_a_gpu(precision: str, tmp_path: Path) -> None:
+    for kind in ("adm", "classifier"):
+        run(
+            "train",
+            kind,
+            "--data",
+            "digits",
+            "--out",
+            tmp_path / kind,
+            *TINY,
+            "--precision",
+            precision,
+            "--device",
+            "cuda",
+        )
+    guided = ["--classifier", tmp_path / "classifier", "--guidance-scale", 1, "--sampling-steps", 10, "--num", 32]
+    images = {}
+    for device in ("cuda", "cpu"):
+        out = tmp_path / f"{device}.npz"
+        run("sample", "adm", "--weights", tmp_path / "adm", *guided, "--device", device, "--out", out)
+        with np.load(out) as arrays:
+            images[device] = arrays["arr_0"].astype(int)
+    assert np.abs(images["cuda"] - images["cpu"]).mean() < 1
+    run("reference", "digits", "--device", "cuda", "--out", tmp_path / "ref.npz")
+    assert "Precision" in run("evaluate", tmp_path / "ref.npz", tmp_path / "cuda.npz", "--device", "cuda")
+
+
+def test_baselines_on_a_gpu(tmp_path: Path) -> None:
+    for name in ("gaussian", "memorizer", "noise"):
+        run("sample", name, "--data", "digits", "--num", 20, "--device", "cuda", "--out", tmp_path / f"{name}.npz")
