@@ -23,15 +23,17 @@ class Preset:
 
 
 COSINE = DiffusionConfig(schedule="cosine")
-DIGITS_TRAINING = TrainingConfig(steps=1200, batch_size=64, learning_rate=1e-3, annealing="cosine", ema_rate=0.998)
+DIGITS_TRAINING = TrainingConfig(
+    steps=2000, batch_size=32, learning_rate=2e-3, warmup_steps=100, annealing="cosine", ema_rate=0.998
+)
 DIGITS_CLASSIFIER_TRAINING = TrainingConfig(
-    steps=800, batch_size=64, learning_rate=1e-3, annealing="cosine", weight_decay=0.05, ema_rate=0.99
+    steps=600, batch_size=64, learning_rate=1e-3, annealing="cosine", weight_decay=0.05, ema_rate=0.99
 )
 
 
 def _digits(size: int) -> AdmConfig:
     model = UNetConfig(
-        image_size=size, channels=32, channel_mult=(1, 2), attention_resolutions=(8, 4) if size == 8 else (8,),
+        image_size=size, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8, 4) if size == 8 else (8,),
         head_channels=32, num_classes=10,
     )  # fmt: skip
     return AdmConfig(model=model, diffusion=COSINE, training=DIGITS_TRAINING)
