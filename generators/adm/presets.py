@@ -24,7 +24,7 @@ class Preset:
 
 COSINE = DiffusionConfig(schedule="cosine")
 DIGITS_TRAINING = TrainingConfig(
-    steps=2000, batch_size=32, learning_rate=2e-3, warmup_steps=100, annealing="cosine", ema_rate=0.998
+    steps=2400, batch_size=32, learning_rate=2e-3, warmup_steps=100, annealing="cosine", ema_rate=0.998
 )
 DIGITS_CLASSIFIER_TRAINING = TrainingConfig(
     steps=600, batch_size=64, learning_rate=1e-3, annealing="cosine", weight_decay=0.05, ema_rate=0.99

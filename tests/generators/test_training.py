@@ -13,7 +13,7 @@ from generators.training.config import TrainingConfig
 from generators.training.network_trainer import learning_rate_at
 
 CPU = torch.device("cpu")
-SMALL = {"model.num_res_blocks": 1, "model.attention_resolutions": [4], "training.steps": 40}
+SMALL = {"model.attention_resolutions": [4], "training.steps": 40, "training.warmup_steps": 0}
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,13 +43,23 @@ def advance(trainer: Trainable, start: int, stop: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("kind", ["adm", "classifier"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_it_learns(kind: str, precision: str) -> None:
+# Half precision is emulated on many CPUs, and slow: the diffusion model takes fewer steps in it.
+@pytest.mark.parametrize(
+    ("kind", "precision", "steps", "share"),
+    [
+        ("adm", "fp32", 40, 0.3),
+        ("adm", "bf16", 16, 0.5),
+        ("adm", "fp16", 16, 0.5),
+        ("classifier", "fp32", 40, 0.9),
+        ("classifier", "bf16", 40, 0.9),
+        ("classifier", "fp16", 40, 0.9),
+    ],
+)
+def test_it_learns(kind: str, precision: str, steps: int, share: float) -> None:
     trainer = make(kind, precision)
     assert isinstance(trainer, Trainable)
-    losses = advance(trainer, 0, 40)
-    assert sum(losses[-5:]) < {"adm": 0.5, "classifier": 0.9}[kind] * sum(losses[:5])
+    losses = advance(trainer, 0, steps)
+    assert sum(losses[-4:]) < share * sum(losses[:4])
     assert all(weight.dtype == torch.float32 for weight in trainer.weights().values())
 
 
