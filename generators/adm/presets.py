@@ -29,11 +29,13 @@ DIGITS_TRAINING = TrainingConfig(
 DIGITS_CLASSIFIER_TRAINING = TrainingConfig(
     steps=600, batch_size=64, learning_rate=1e-3, annealing="cosine", weight_decay=0.05, ema_rate=0.99
 )
+LARGEST_ATTENTION = 8
 
 
 def _digits(size: int) -> AdmConfig:
     model = UNetConfig(
-        image_size=size, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8, 4) if size == 8 else (8,),
+        image_size=size, channels=32, channel_mult=(1, 2), num_res_blocks=1,
+        attention_resolutions=tuple(side for side in (size, size // 2) if side <= LARGEST_ATTENTION),
         head_channels=32, num_classes=10,
     )  # fmt: skip
     return AdmConfig(model=model, diffusion=COSINE, training=DIGITS_TRAINING)
