@@ -147,7 +147,7 @@ class _LogAxis:
 
     def tick_values(self) -> list[float]:
         start = math.log10(self.low) - 0.05 * self._span
-        end = self.limits[1]
+        end = math.log10(self.high) + 0.05 * self._span  # not at the edge, which would cut the label
         decades = range(math.floor(start) - 1, math.ceil(end) + 1)
         for steps, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3)):
             values = [step * 10.0**decade for decade in decades if decade % every == 0 for step in steps]
