@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writes, digests, and the checks before work begins."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from uuid import uuid4
 from adm_bench.errors import InputError
 
 PARTIAL_SUFFIX = ".partial"
+LOCK_FILE = ".lock"
 
 
 @contextmanager
@@ -94,6 +96,22 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another place") from error
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs; InputError where one is already at work.
+
+    The lock is the kernel's and ends with the process, however it ends.
+    """
+    with (folder / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another process is at work there; wait for it, or choose another --out"
+            ) from error
+        yield
 
 
 def remove_partial(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The folder of a training run: what it is, its checkpoints, and the rules of going on with it."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adm_bench.errors import InputError
-from adm_bench.files import atomic_path, check_writable, read_json, remove_partial, write_json
+from adm_bench.files import (
+    LOCK_FILE,
+    PARTIAL_SUFFIX,
+    atomic_path,
+    check_writable,
+    read_json,
+    remove_partial,
+    sole_user,
+    write_json,
+)
 
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -37,28 +47,42 @@ class TrainingRun:
         self.result = folder / RESULT_FILE
         self.log = folder / LOG_FILE
 
-    def open(self, plan: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Start the run that `plan` describes, or go on with it.
+    @contextmanager
+    def opened(self, plan: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
+        """Start the run that `plan` describes, or go on with it, as the folder's only user.
 
         InputError where the folder holds something else, or a run of another plan; `overwrite` deletes
         such a run, but never files that are not a run's.
         """
         description = self.folder / RUN_FILE
-        if description.exists():
-            changed = differences(read_json(description), dict(plan))
-            if overwrite:
-                shutil.rmtree(self.folder)
-            elif changed:
-                raise InputError(
-                    f"{self.folder}: holds a run that differs ({'; '.join(changed[:3])}); choose another --out, "
-                    "repeat that run's settings to go on with it, or pass --overwrite"
-                )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        if not description.exists() and self._foreign():
             raise InputError(f"{self.folder}: exists and is no training run; choose another --out")
         check_writable(self.folder)
-        if not description.exists():
-            write_json(description, dict(plan))
-        remove_partial(self.folder)
+        with sole_user(self.folder):
+            if overwrite:
+                self._clear()
+            if description.exists():
+                changed = differences(read_json(description), plan)
+                if changed:
+                    raise InputError(
+                        f"{self.folder}: holds a run that differs ({'; '.join(changed[:3])}); choose another --out, "
+                        "repeat that run's settings to go on with it, or pass --overwrite"
+                    )
+            else:
+                write_json(description, plan)
+            remove_partial(self.folder)
+            yield
+
+    def _foreign(self) -> bool:
+        """Whether the place is taken by anything but what an interrupted start leaves."""
+        if not self.folder.is_dir():
+            return self.folder.exists()
+        return any(path.name != LOCK_FILE and path.suffix != PARTIAL_SUFFIX for path in self.folder.iterdir())
+
+    def _clear(self) -> None:
+        for path in (self.folder / RUN_FILE, self.weights, self.result, self.log):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
 
     def checkpoints(self) -> list[Path]:
         """The folders of the checkpoints, oldest first."""

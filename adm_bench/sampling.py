@@ -22,6 +22,7 @@ from adm_bench.files import (
     fingerprint,
     read_json,
     remove_partial,
+    sole_user,
     write_json,
 )
 from adm_bench.images.dataset import Dataset, Images, Labels, passes
@@ -32,6 +33,7 @@ from generators.configuration import from_mapping
 from generators.diffusion.noise import mix_seed
 from generators.protocol import Generator, Ingredients
 
+PART_PATTERN = "[0-9]*.npz"
 NOISE_STREAM, LABEL_STREAM = 0, 1
 BalancedOrRandom = Literal["balanced", "random"]
 
@@ -158,14 +160,22 @@ def sample(job: SamplingJob, out: Path, *, overwrite: bool = False, reuse: bool 
     the number of images and nothing drawn is lost. The parts of another plan are an InputError, and so is
     an `out` that exists, unless `overwrite`, or unless `reuse` and it was made by the same plan.
     """
-    plan_digest = fingerprint(job.plan())
-    if reuse and out.is_file():
+    parts = out.with_name(f"{out.name}.parts")
+    if out.is_file() and (reuse or parts.is_dir()):  # with parts, an earlier try ended just before it removed them
         identity = read_identity(NpzFile(out))
-        if identity.get("plan_sha256") == plan_digest:
+        if identity.get("plan_sha256") == fingerprint(job.plan()):
+            shutil.rmtree(parts, ignore_errors=True)
             return SamplingResult(**identity["result"], sha256=file_sha256(out))
     check_new_file(out, overwrite=overwrite)
-    parts = out.with_name(f"{out.name}.parts")
-    _open_parts(parts, job.plan(), overwrite=overwrite)
+    check_writable(parts)
+    with sole_user(parts):
+        _open_parts(parts, job.plan(), overwrite=overwrite)
+        result = _sample_in(parts, job, out)
+        shutil.rmtree(parts)
+    return result
+
+
+def _sample_in(parts: Path, job: SamplingJob, out: Path) -> SamplingResult:
     starts = range(0, job.num_images, job.batch_size)
     paths = [parts / f"{start:09d}.npz" for start in starts]
     done = sum(path.exists() for path in paths)
@@ -187,11 +197,15 @@ def sample(job: SamplingJob, out: Path, *, overwrite: bool = False, reuse: bool 
         "sec": sum(seconds),
         "images_per_sec": statistics.median(count / sec for count, sec in full),
     }
-    identity = {"plan_sha256": plan_digest, "generator": job.description, "seed": job.seed, "result": result}
+    identity = {
+        "plan_sha256": fingerprint(job.plan()),
+        "generator": job.description,
+        "seed": job.seed,
+        "result": result,
+    }
     with atomic_path(out) as temporary:
         shape = (job.num_images, size, size)
         write_samples(temporary, shape, _read_parts(paths), job.labels, identity | provenance())
-    shutil.rmtree(parts)
     return SamplingResult(**result, sha256=file_sha256(out))
 
 
@@ -205,8 +219,8 @@ def _open_parts(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
                 "repeat those settings to go on with them, or pass --overwrite"
             )
         if changed:
-            shutil.rmtree(parts)
-    check_writable(parts)
+            for path in (description, *parts.glob(PART_PATTERN)):
+                path.unlink()
     if not description.exists():
         write_json(description, plan)
     remove_partial(parts)

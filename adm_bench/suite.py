@@ -15,7 +15,7 @@ from adm_bench.compute import network_cost, sampling_flops_per_image
 from adm_bench.devices import describe_device
 from adm_bench.errors import InputError, bad_input
 from adm_bench.evaluation import DEFAULT_METRICS, evaluate, load_features, load_metrics
-from adm_bench.files import check_writable, file_sha256, read_json, write_json
+from adm_bench.files import check_writable, file_sha256, read_json, sole_user, write_json
 from adm_bench.images.dataset import Dataset
 from adm_bench.images.sources import open_dataset
 from adm_bench.records import Circumstances, evaluated, measured, write_records
@@ -145,13 +145,20 @@ class SuiteRun:
     def run(self) -> None:
         """Do everything that is not done, then write the report."""
         check_writable(self.folder)
-        write_json(self.folder / reporting.SUITE_FILE, to_mapping(self.suite))
+        with sole_user(self.folder):
+            self._run_stages()
+
+    def _run_stages(self) -> None:
+        description = self.folder / reporting.SUITE_FILE
+        if not description.exists():
+            write_json(description, to_mapping(self.suite))
         self._reference()
         for name, spec in self.suite.train.items():
             self._train(name, spec)
         for row, generator in self.suite.generators.items():
             self._sample(row, generator)
             self._evaluate(row, generator)
+        write_json(description, to_mapping(self.suite))  # a changed suite, now that no stage has refused it
         write_records(self.folder / reporting.RECORDS_FILE, self.records)
         reporting.write_reports(self.folder)
 

@@ -81,9 +81,13 @@ def train(job: TrainingJob, folder: Path, *, overwrite: bool = False) -> Trainin
     """
     job.check()
     run = TrainingRun(folder)
-    run.open(job.plan(), overwrite=overwrite)
+    with run.opened(job.plan(), overwrite=overwrite):
+        return _train_in(run, job)
+
+
+def _train_in(run: TrainingRun, job: TrainingJob) -> TrainingResult:
     if run.result.exists() and run.weights.exists():
-        progress.say(f"{folder}: already trained; nothing to do")
+        progress.say(f"{run.folder}: already trained; nothing to do")
         return TrainingResult(**read_json(run.result))
     torch.manual_seed(mix_seed(job.seed))
     trainer: Trainable = registry.load("trainers", job.trainer)(job.config, job.device, job.precision)
@@ -91,10 +95,10 @@ def train(job: TrainingJob, folder: Path, *, overwrite: bool = False) -> Trainin
     checkpoint = run.latest()
     if checkpoint is not None:
         state, reached = checkpoint
-        with bad_input(folder):
+        with bad_input(run.folder):
             trainer.load_state(state)
         start, elapsed_sec, rates = reached["step"], reached["elapsed_sec"], reached["images_per_sec"]
-        progress.say(f"{folder}: going on from step {start}")
+        progress.say(f"{run.folder}: going on from step {start}")
     _cut_log(run.log, start)
     elapsed_sec = _run_steps(job, run, trainer, start, elapsed_sec, rates)
     weights = trainer.weights()

@@ -1,6 +1,7 @@
 """Killed with SIGKILL and started again, work goes on and ends as if nothing had happened."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+
+from adm_bench.files import sole_user
 
 SMALL = [
     "--set", "model.num_res_blocks=1", "--set", "model.attention_resolutions=[4]",
@@ -115,3 +118,18 @@ def test_a_damaged_checkpoint_is_named(refuse: Callable[..., str], tmp_path: Pat
     line = refuse(*training(tmp_path, 60))
     assert str(newest) in line
     assert "damaged checkpoint" in line
+
+
+def test_two_processes_never_share_a_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with sole_user(tmp_path / "run"):
+        assert "another process is at work there" in refuse(*training(tmp_path, 60))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_overwrite_deletes_only_what_is_a_runs(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed / "run", tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("precious")
+    finish([*training(tmp_path, 2), "--overwrite"])
+    assert (tmp_path / "run" / "notes.txt").read_text() == "precious"
+    assert not (tmp_path / "run" / "checkpoints").exists()
