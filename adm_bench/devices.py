@@ -1,16 +1,26 @@
 """The choice of device."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 from adm_bench.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; InputError for a device that is not here."""
+    """`auto` is CUDA where there is one, else the CPU; InputError for a device that is not here.
+
+    What is recorded as fp32 is to be fp32: TF32, which torch lets convolutions use, is switched off.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise InputError(f"--device {name}: not offered; expected auto, cpu, cuda or cuda:N")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -19,5 +29,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Its name as a record states it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    """Its name as a record states it: numbers a second compare only where it is the same."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -8,9 +8,9 @@ import torch
 
 from adm_bench import registry
 from adm_bench.errors import InputError, bad_input
-from adm_bench.images.npz import NpzFile
+from adm_bench.images.npz import IMAGES_KEY, NpzFile
 from adm_bench.references import BATCH_SIZE, Reference, extract
-from metrics.protocol import PROTOCOLS, EvaluationProtocol, Features, Metric
+from metrics.protocol import EvaluationProtocol, Features, Metric
 
 DEFAULT_METRICS = ("fid", "sfid", "is", "precision", "recall", "copied")
 
@@ -34,17 +34,19 @@ def load_features(name: str, device: torch.device) -> Features:
 
 
 def load_metrics(names: Sequence[str]) -> list[Metric]:
-    """Metrics by their registered names; InputError for an unknown one."""
+    """Metrics by their registered names; InputError for an unknown one, one named twice, or none."""
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"metrics are {', '.join(names) or 'none'}; expected one or more, each once")
     return [registry.load("metrics", name) for name in names]
 
 
 def evaluate(reference: Path, samples: Path, features: Features, metrics: Sequence[Metric]) -> Evaluation:
     """Measure a file of samples; every check that can be made before the network runs is made first."""
-    protocol = PROTOCOLS[features.name]
+    protocol = features.protocol
     file = NpzFile(samples)
     total, height, width = file.image_shape()
     opened = Reference.open(reference)
-    size = opened.identity.get("image_size") or (opened.file.image_shape()[1] if "arr_0" in opened.file else height)
+    size = opened.identity.get("image_size") or (opened.file.image_shape()[1] if IMAGES_KEY in opened.file else height)
     if (height, width) != (size, size):
         raise InputError(f"{samples}: images are {height} x {width}, but the reference's are {size} x {size}")
     for metric in metrics:

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: atomic writes, digests, and the checks before work begins."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -19,25 +20,24 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or a folder, which replaces it when the block ends well.
+    """A temporary path beside `path`, for a file or a new folder, which gets its name when the block ends well.
 
-    The file is flushed to the disk before it gets its name, so that a crash leaves the old or the new one.
+    It is flushed to the disk before, so that a crash leaves the old file or the new one. What earlier crashes
+    left of the same name is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+        _remove(stale)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{PARTIAL_SUFFIX}")
     try:
         yield temporary
         inside = [temporary] if temporary.is_file() else [*temporary.rglob("*"), temporary]
         for item in inside:
             _flush(item)
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
         temporary.replace(path)
         _flush(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def _flush(path: Path) -> None:
@@ -117,7 +117,11 @@ def sole_user(folder: Path) -> Iterator[None]:
 def remove_partial(folder: Path) -> None:
     """Delete what interrupted writes left in a folder."""
     for item in folder.glob(f".*{PARTIAL_SUFFIX}"):
-        if item.is_dir():
-            shutil.rmtree(item)
-        else:
-            item.unlink()
+        _remove(item)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -19,20 +19,20 @@ WORTH_A_LINE_SEC = 2.0
 class Advance(Protocol):
     """Reports work done in a stage."""
 
-    def __call__(self, amount: int, note: str = "") -> None:
+    def __call__(self, amount: float, note: str = "") -> None:
         """`amount` more units are done; `note` says what else is worth seeing now."""
 
 
 class Pace:
     """What is done, how fast it goes now (over the last seconds, not since the start), and what is left."""
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int, done: float) -> None:
         self.total = total
-        self.done = done
+        self.done: float = done
         self.start = time.perf_counter()
-        self.marks = deque([(self.start, done)])
+        self.marks: deque[tuple[float, float]] = deque([(self.start, self.done)])
 
-    def advance(self, amount: int) -> None:
+    def advance(self, amount: float) -> None:
         """`amount` more units are done."""
         now = time.perf_counter()
         self.done += amount
@@ -45,7 +45,7 @@ class Pace:
         (start, before), (end, after) = self.marks[0], self.marks[-1]
         rate = (after - before) / max(end - start, 1e-9)
         left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
-        return f"{self.done}/{self.total} {unit}, {rate:.3g}/s, {left} left"
+        return f"{round(self.done)}/{self.total} {unit}, {rate:.3g}/s, {left} left"
 
 
 @contextmanager
@@ -60,9 +60,9 @@ def stage(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]
 def _bar(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
-        task = bar.add_task(title, total=pace.total, completed=pace.done, text="")
+        task = bar.add_task(title, total=pace.total, completed=round(pace.done), text="")
 
-        def advance(amount: int, note: str = "") -> None:
+        def advance(amount: float, note: str = "") -> None:
             pace.advance(amount)
             bar.update(task, completed=pace.done, text=f"{pace.text(unit)} {note}")
 
@@ -73,7 +73,7 @@ def _bar(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
 def _lines(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
     last = pace.start
 
-    def advance(amount: int, note: str = "") -> None:
+    def advance(amount: float, note: str = "") -> None:
         nonlocal last
         pace.advance(amount)
         now = time.perf_counter()
@@ -84,7 +84,7 @@ def _lines(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
     yield advance
     seconds = time.perf_counter() - pace.start
     if seconds >= WORTH_A_LINE_SEC:
-        say(f"{title}: {pace.done}/{pace.total} {unit} in {seconds:.0f} s")
+        say(f"{title}: {round(pace.done)}/{pace.total} {unit} in {seconds:.0f} s")
 
 
 def say(line: str) -> None:

@@ -1,7 +1,7 @@
 """Names of everything that can be plugged in: each a row here or an entry point, imported on first use.
 
-Another package adds its own through the entry-point groups `adm_bench.generators`, `adm_bench.trainers`,
-`adm_bench.metrics`, `adm_bench.features` and `adm_bench.datasets`.
+Another package adds its own through the entry-point groups `adm_bench.generators`, `adm_bench.metrics`,
+`adm_bench.features` and `adm_bench.datasets`.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from typing import Any
 from adm_bench.errors import InputError
 from generators.configuration import unknown_name
 
+OPEN_GROUPS = ("generators", "metrics", "features", "datasets")
 BUILT_IN: dict[str, dict[str, str]] = {
     "generators": {
         "adm": "generators.adm.generator:Adm",
@@ -40,7 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
 def rows(group: str) -> dict[str, str]:
     """Every name of a group with its `module:attribute`; InputError where a plug-in takes a taken name."""
     table = dict(BUILT_IN[group])
-    for entry in entry_points(group=f"adm_bench.{group}"):
+    for entry in entry_points(group=f"adm_bench.{group}") if group in OPEN_GROUPS else ():
         if entry.name in table and table[entry.name] != entry.value:
             raise InputError(f"{group} {entry.name!r} is registered twice: {table[entry.name]} and {entry.value}")
         table[entry.name] = entry.value
@@ -53,14 +54,23 @@ def load(group: str, name: str) -> Any:
     if name not in table:
         raise InputError(unknown_name(group.removesuffix("s"), name, table))
     module, _, attribute = table[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in BUILT_IN[group]:
+            raise
+        raise InputError(f"{group.removesuffix('s')} {name!r} is a plug-in that cannot be imported: {error}") from error
 
 
 def describe(group: str) -> dict[str, str]:
     """Each name of a group with its `description`, or the first line of its docstring."""
     described = {}
     for name in rows(group):
-        found = load(group, name)
+        try:
+            found = load(group, name)
+        except InputError as error:
+            described[name] = str(error)
+            continue
         text = getattr(found, "description", None) or found.__doc__ or ""
         described[name] = text.strip().splitlines()[0] if text.strip() else ""
     return described

@@ -21,12 +21,12 @@ SMALLEST_TILE = 32
 FILE_RENDERERS = {"md": render_markdown, "csv": render_csv, "html": render_html}
 
 
-def write_grid(samples: Path, out: Path, num_classes: int | None) -> None:
-    """A PNG of the first samples; a column a class, where there are few of them and labels count through."""
+def write_grid(samples: Path, folder: Path, row: str, num_classes: int | None) -> None:
+    """A PNG of a row's first samples; a column a class, where there are few and balanced labels count through."""
     columns = num_classes if num_classes and num_classes <= 2 * GRID_COLUMNS else GRID_COLUMNS
     images = next(NpzFile(samples).batches(columns * GRID_ROWS)).transpose(0, 2, 3, 1)
     scale = -(-SMALLEST_TILE // images.shape[1])
-    with atomic_path(out) as temporary:
+    with atomic_path(folder / GRIDS / f"{row}.png") as temporary:
         temporary.write_bytes(png_bytes(sample_grid(np.ascontiguousarray(images), columns, scale)))
 
 

@@ -28,6 +28,7 @@ RESULT_FILE = "result.json"
 LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 CHECKPOINTS_KEPT = 2
+LONGEST_VALUE = 40
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -35,7 +36,14 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted({*old, *new})
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}")]
-    return [] if old == new else [f"{where.removeprefix('.')}: {old} -> {new}"]
+    if old == new:
+        return []
+    return [f"{where.removeprefix('.')}: {_shortened(old)} -> {_shortened(new)}"]
+
+
+def _shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 class TrainingRun:
@@ -52,23 +60,23 @@ class TrainingRun:
         """Start the run that `plan` describes, or go on with it, as the folder's only user.
 
         InputError where the folder holds something else, or a run of another plan; `overwrite` deletes
-        such a run, but never files that are not a run's.
+        such a run, or a finished one, but never files that are not a run's.
         """
         description = self.folder / RUN_FILE
         if not description.exists() and self._foreign():
             raise InputError(f"{self.folder}: exists and is no training run; choose another --out")
         check_writable(self.folder)
         with sole_user(self.folder):
-            if overwrite:
-                self._clear()
             if description.exists():
                 changed = differences(read_json(description), plan)
-                if changed:
+                if overwrite and (changed or self.result.exists()):
+                    self._clear()
+                elif changed:
                     raise InputError(
                         f"{self.folder}: holds a run that differs ({'; '.join(changed[:3])}); choose another --out, "
                         "repeat that run's settings to go on with it, or pass --overwrite"
                     )
-            else:
+            if not description.exists():
                 write_json(description, plan)
             remove_partial(self.folder)
             yield
@@ -80,9 +88,10 @@ class TrainingRun:
         return any(path.name != LOCK_FILE and path.suffix != PARTIAL_SUFFIX for path in self.folder.iterdir())
 
     def _clear(self) -> None:
-        for path in (self.folder / RUN_FILE, self.weights, self.result, self.log):
+        if (self.folder / CHECKPOINTS).exists():
+            shutil.rmtree(self.folder / CHECKPOINTS)
+        for path in (self.weights, self.result, self.log, self.folder / RUN_FILE):  # last what says that it is a run
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
 
     def checkpoints(self) -> list[Path]:
         """The folders of the checkpoints, oldest first."""
@@ -107,11 +116,12 @@ class TrainingRun:
             return None
         try:
             state = {file.stem: load_file(file) for file in sorted(found[-1].glob("*.safetensors"))}
+            reached = read_json(found[-1] / "progress.json")
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{found[-1]}: damaged checkpoint ({error}); remove that folder to go on from the one before"
             ) from error
-        return state, read_json(found[-1] / "progress.json")
+        return state, reached
 
 
 def find_weights(path: Path, option: str) -> Path:

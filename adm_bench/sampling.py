@@ -1,12 +1,13 @@
 """Sampling: any generator, a seed an image, into OpenAI's npz, resumable at any moment."""
 
+import hashlib
 import shutil
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,17 +31,15 @@ from adm_bench.images.npz import NpzFile, read_identity, write_arrays, write_sam
 from adm_bench.provenance import provenance
 from adm_bench.runs import differences
 from generators.configuration import from_mapping
-from generators.diffusion.noise import mix_seed
+from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import Generator, Ingredients
 
 PART_PATTERN = "[0-9]*.npz"
-NOISE_STREAM, LABEL_STREAM = 0, 1
-BalancedOrRandom = Literal["balanced", "random"]
 
 
 def image_seeds(seed: int, indices: range) -> list[int]:
     """The seed of each image of a run's seed: what image i draws depends on (seed, i) alone."""
-    return [mix_seed(seed, NOISE_STREAM, index) for index in indices]
+    return [mix_seed(seed, Stream.IMAGES, index) for index in indices]
 
 
 def choose_labels(source: str, num_images: int, num_classes: int | None, seed: int) -> Labels | None:
@@ -55,8 +54,8 @@ def choose_labels(source: str, num_images: int, num_classes: int | None, seed: i
     if source == "balanced":
         return np.arange(num_images, dtype=np.int64) % num_classes
     if source == "random":
-        drawn = [np.random.default_rng((seed, LABEL_STREAM, i)).integers(num_classes) for i in range(num_images)]
-        return np.array(drawn, np.int64)
+        seeds = (mix_seed(seed, Stream.LABELS, index) for index in range(num_images))
+        return np.array([np.random.default_rng(each).integers(num_classes) for each in seeds], np.int64)
     labels = read_labels(Path(source))
     if len(labels) < num_images:
         raise InputError(f"{source}: holds {len(labels)} labels, but {num_images} images are asked for")
@@ -102,7 +101,7 @@ def build_generator(
     factory = registry.load("generators", name)
     size = dataset.image_size if dataset else image_size
     ingredients = Ingredients(
-        image_size=size or 64,
+        image_size=size,
         num_classes=dataset.num_classes if dataset else num_classes,
         device=device,
         training_set=(lambda: passes(dataset)) if dataset else None,
@@ -111,6 +110,8 @@ def build_generator(
     with bad_input(f"generator {name}"):
         chosen = from_mapping(factory.Options, options)
         generator: Generator = factory.build(chosen, ingredients)
+    if not isinstance(generator, Generator):
+        raise InputError(f"generator {name}: {factory} lacks a part of adm_bench.Generator; mend the plug-in")
     if size is not None and generator.image_size != size:
         raise InputError(f"generator {name} makes images of size {generator.image_size}; expected {size}")
     return generator
@@ -131,11 +132,11 @@ class SamplingJob:
 
     def plan(self) -> dict[str, Any]:
         """What decides the samples, as plain data; parts are only joined under an equal plan."""
-        labels = None if self.labels is None else self.labels.tolist()
+        labels = None if self.labels is None else hashlib.sha256(self.labels.tobytes()).hexdigest()
         return {
             "generator": self.description,
             "num_images": self.num_images,
-            "labels": labels,
+            "labels_sha256": labels,
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
@@ -161,18 +162,27 @@ def sample(job: SamplingJob, out: Path, *, overwrite: bool = False, reuse: bool 
     an `out` that exists, unless `overwrite`, or unless `reuse` and it was made by the same plan.
     """
     parts = out.with_name(f"{out.name}.parts")
-    if out.is_file() and (reuse or parts.is_dir()):  # with parts, an earlier try ended just before it removed them
-        identity = read_identity(NpzFile(out))
-        if identity.get("plan_sha256") == fingerprint(job.plan()):
-            shutil.rmtree(parts, ignore_errors=True)
-            return SamplingResult(**identity["result"], sha256=file_sha256(out))
-    check_new_file(out, overwrite=overwrite)
+    # there are parts beside a finished `out` where an earlier try ended just before it removed them
+    if not (reuse or parts.is_dir()) or _earlier_result(job, out) is None:
+        check_new_file(out, overwrite=overwrite)
     check_writable(parts)
     with sole_user(parts):
-        _open_parts(parts, job.plan(), overwrite=overwrite)
-        result = _sample_in(parts, job, out)
+        result = _earlier_result(job, out)  # once more: another process may just have finished
+        if result is None:
+            _open_parts(parts, job.plan(), overwrite=overwrite)
+            result = _sample_in(parts, job, out)
         shutil.rmtree(parts)
     return result
+
+
+def _earlier_result(job: SamplingJob, out: Path) -> SamplingResult | None:
+    """What is at `out` already, if it was made by the same plan."""
+    if not out.is_file():
+        return None
+    identity = read_identity(NpzFile(out))
+    if identity.get("plan_sha256") != fingerprint(job.plan()):
+        return None
+    return SamplingResult(**identity["result"], sha256=file_sha256(out))
 
 
 def _sample_in(parts: Path, job: SamplingJob, out: Path) -> SamplingResult:
@@ -186,8 +196,7 @@ def _sample_in(parts: Path, job: SamplingJob, out: Path) -> SamplingResult:
         for start, path in zip(starts, paths, strict=True):
             if not path.exists():
                 indices = range(start, min(start + job.batch_size, job.num_images))
-                _sample_part(job, indices, path)
-                advance(len(indices))
+                _sample_part(job, indices, path, advance)
     seconds = [float(NpzFile(path).load("sec")) for path in paths]
     size = job.generator.image_size
     counts = [min(job.batch_size, job.num_images - start) for start in starts]
@@ -211,7 +220,9 @@ def _sample_in(parts: Path, job: SamplingJob, out: Path) -> SamplingResult:
 
 def _open_parts(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
     description = parts / "plan.json"
-    if description.exists():
+    if not description.exists():
+        _remove_parts(parts)
+    else:
         changed = differences(read_json(description), plan)
         if changed and not overwrite:
             raise InputError(
@@ -219,19 +230,26 @@ def _open_parts(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
                 "repeat those settings to go on with them, or pass --overwrite"
             )
         if changed:
-            for path in (description, *parts.glob(PART_PATTERN)):
-                path.unlink()
+            _remove_parts(parts)
+            description.unlink()  # last, so that parts never lose the plan that they belong to
     if not description.exists():
         write_json(description, plan)
     remove_partial(parts)
 
 
-def _sample_part(job: SamplingJob, indices: range, path: Path) -> None:
+def _remove_parts(parts: Path) -> None:
+    for path in parts.glob(PART_PATTERN):
+        path.unlink()
+
+
+def _sample_part(job: SamplingJob, indices: range, path: Path, advance: progress.Advance) -> None:
     labels = None if job.labels is None else torch.from_numpy(job.labels[indices.start : indices.stop])
+    share = len(indices) / max(1, job.generator.network_evaluations)
     began = time.perf_counter()
-    with bad_input(f"generator {job.name}"):
-        images = job.generator.sample(image_seeds(job.seed, indices), labels).cpu()
+    images = job.generator.sample(image_seeds(job.seed, indices), labels, lambda: advance(share)).cpu()
     sec = time.perf_counter() - began
+    if not job.generator.network_evaluations:
+        advance(share)
     size = job.generator.image_size
     if images.dtype != torch.uint8 or tuple(images.shape) != (len(indices), 3, size, size):
         raise InputError(

@@ -42,6 +42,11 @@ class TrainingSpec:
     """Dotted fields and their values, such as `"training.steps" = 100`."""
     checkpoint_every: int = 500
 
+    def __post_init__(self) -> None:
+        """Refuse an interval that never comes."""
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}; expected 1 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSpec:
@@ -53,6 +58,16 @@ class GeneratorSpec:
     classifier: str | None = None
     """Likewise, for guidance."""
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """A classifier's digest is part of the plan, so it has one place only."""
+        if "classifier" in self.options:
+            raise ValueError("classifier stands beside options, not in them")
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """The options with the classifier among them, as the generator reads them."""
+        return self.options | ({"classifier": self.classifier} if self.classifier else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +129,8 @@ def read_suite(path: Path) -> Suite:
             if name not in registry.rows(group):
                 raise InputError(f"{path}: {unknown_name(group.removesuffix('s'), name, registry.rows(group))}")
     for row, generator in suite.generators.items():
-        given = {"classifier": generator.classifier} if generator.classifier else {}
         with bad_input(f"{path}: generators.{row}.options"):
-            from_mapping(registry.load("generators", generator.generator).Options, generator.options | given)
+            from_mapping(registry.load("generators", generator.generator).Options, generator.all_options)
     return suite
 
 
@@ -141,6 +155,37 @@ class SuiteRun:
         self.features: Features = load_features(suite.features, device)
         self.metrics = load_metrics(suite.metrics)
         self.records: list[Record] = []
+        self.jobs = {name: self._job(spec) for name, spec in suite.train.items()}
+        self._check()
+
+    def _job(self, spec: TrainingSpec) -> TrainingJob:
+        chosen = preset(spec.preset)
+        return TrainingJob(
+            trainer=chosen.trainer,
+            config=with_changes(chosen.config, spec.set),
+            dataset=self.dataset,
+            device=self.device,
+            seed=self.suite.seed,
+            checkpoint_every=spec.checkpoint_every,
+        )
+
+    def _check(self) -> None:
+        """Refuse, before any work, what a later stage would refuse; InputError."""
+        for job in self.jobs.values():
+            job.check()
+        for metric in self.metrics:
+            if self.suite.num_images < metric.min_images:
+                raise InputError(
+                    f"num_images is {self.suite.num_images}; {metric.label} needs {metric.min_images} or more"
+                )
+        choose_labels(self.suite.labels, self.suite.num_images, self.dataset.num_classes, self.suite.seed)
+        for row, spec in self.suite.generators.items():
+            factory = registry.load("generators", spec.generator)
+            if spec.weights not in self.jobs or not hasattr(factory, "check"):
+                continue
+            guide = self.jobs[spec.classifier].config if spec.classifier in self.jobs else None
+            with bad_input(f"generators.{row}"):
+                factory.check(from_mapping(factory.Options, spec.all_options), self.jobs[spec.weights].config, guide)
 
     def run(self) -> None:
         """Do everything that is not done, then write the report."""
@@ -154,18 +199,19 @@ class SuiteRun:
             write_json(description, to_mapping(self.suite))
         self._reference()
         for name, spec in self.suite.train.items():
-            self._train(name, spec)
+            self._train(name, spec, self.jobs[name])
         for row, generator in self.suite.generators.items():
             self._sample(row, generator)
             self._evaluate(row, generator)
         write_json(description, to_mapping(self.suite))  # a changed suite, now that no stage has refused it
         write_records(self.folder / reporting.RECORDS_FILE, self.records)
+        for row in self.suite.generators:
+            reporting.write_grid(self._samples(row), self.folder, row, self.dataset.num_classes)
         reporting.write_reports(self.folder)
 
     def _stage(self, name: str, plan: Mapping[str, Any], output: Path, work: Work, *, costly: bool) -> None:
         """Do a stage, or take up its records where it was finished under the same plan."""
         kept = self.folder / "stages" / f"{name.replace('/', '-')}.json"
-        overwrite = False
         if kept.exists() and output.exists():
             saved = read_json(kept)
             changed = differences(saved["plan"], plan)
@@ -178,8 +224,7 @@ class SuiteRun:
                     f"{self.folder}: stage {name} was done with other settings ({'; '.join(changed[:3])}); "
                     "choose another --out, or pass --overwrite to do it again"
                 )
-            overwrite = True
-        records = work(overwrite)
+        records = work(self.overwrite)
         self.records += records
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         lines = [to_json_line(record) for record in records]
@@ -208,16 +253,7 @@ class SuiteRun:
 
         self._stage("reference", plan, self._reference_path, work, costly=False)
 
-    def _train(self, name: str, spec: TrainingSpec) -> None:
-        chosen = preset(spec.preset)
-        job = TrainingJob(
-            trainer=chosen.trainer,
-            config=with_changes(chosen.config, spec.set),
-            dataset=self.dataset,
-            device=self.device,
-            seed=self.suite.seed,
-            checkpoint_every=spec.checkpoint_every,
-        )
+    def _train(self, name: str, spec: TrainingSpec, job: TrainingJob) -> None:
         folder = self._training_folder(name)
 
         def work(overwrite: bool) -> list[Record]:
@@ -272,13 +308,12 @@ class SuiteRun:
                 "network_evaluations_per_image": generator.network_evaluations,
                 "sampling_flops_per_image": flops,
             }
-            reporting.write_grid(self._samples(name), self.folder / "grids" / f"{name}.png", generator.num_classes)
-            return measured(values, self._row(name, spec, inputs))
+            return measured(values, self._row(name, spec, inputs, batch_size=suite.batch_size))
 
         self._stage(f"sample/{name}", job.plan(), self._samples(name), work, costly=True)
 
-    def _row(self, name: str, spec: GeneratorSpec, inputs: Mapping[str, str]) -> Circumstances:
-        settings = {**({} if spec.generator == name else {"generator": spec.generator}), **spec.options}
+    def _row(self, name: str, spec: GeneratorSpec, inputs: Mapping[str, str], **more: Any) -> Circumstances:
+        settings = {**({} if spec.generator == name else {"generator": spec.generator}), **spec.options, **more}
         return self._circumstances(name, num_images=self.suite.num_images, settings=settings, inputs=inputs)
 
     def _evaluate(self, name: str, spec: GeneratorSpec) -> None:

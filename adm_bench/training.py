@@ -17,7 +17,7 @@ from adm_bench.images.dataset import Dataset, TrainingOrder
 from adm_bench.runs import TrainingRun
 from generators.adm.config import AdmConfig, GuideConfig
 from generators.configuration import to_mapping
-from generators.diffusion.noise import mix_seed
+from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import Trainable
 from generators.unet.checkpoint import WeightsHeader, write_weights
 
@@ -89,7 +89,7 @@ def _train_in(run: TrainingRun, job: TrainingJob) -> TrainingResult:
     if run.result.exists() and run.weights.exists():
         progress.say(f"{run.folder}: already trained; nothing to do")
         return TrainingResult(**read_json(run.result))
-    torch.manual_seed(mix_seed(job.seed))
+    torch.manual_seed(mix_seed(job.seed, Stream.WEIGHTS))
     trainer: Trainable = registry.load("trainers", job.trainer)(job.config, job.device, job.precision)
     start, elapsed_sec, rates = 0, 0.0, []
     checkpoint = run.latest()
@@ -129,7 +129,7 @@ def _run_steps(
         for step in range(start, config.steps):
             images, labels = job.dataset.read(order.indices(step))
             # Every step has random numbers of its own, so that no generator's state need be kept.
-            torch.manual_seed(mix_seed(job.seed, step))
+            torch.manual_seed(mix_seed(job.seed, Stream.TRAINING_STEPS, step))
             labels_tensor = None if labels is None else torch.from_numpy(labels)
             values = trainer.train_step(step, torch.from_numpy(images), labels_tensor)
             done = step + 1

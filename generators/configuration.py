@@ -4,6 +4,7 @@ The same rules serve the configuration inside a weights file, a suite file and `
 """
 
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -100,6 +101,8 @@ def parse_scalar(expected: type, value: Any, where: str) -> Any:
     if expected is Path and isinstance(value, str | Path):
         return Path(value)
     if expected is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}; expected a finite number")
         return float(value)
     if isinstance(value, expected) and (expected is bool or not isinstance(value, bool)):
         return value
@@ -125,6 +128,8 @@ def with_changes(config: C, changes: Mapping[str, Any]) -> C:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{key} and {parent} cannot both be set")  # noqa: TRY004  user input
         node[last] = value
     merged: C = _merged(config, tree, "")
     return merged

@@ -1,17 +1,17 @@
 """A normal distribution per class in pixel space: what mean and covariance alone can do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from generators.adm.generator import to_uint8
 from generators.diffusion.noise import SeededNoise
-from generators.protocol import Ingredients
+from generators.levels import to_uint8
+from generators.protocol import Ingredients, idle
 
-LARGEST_DIMENSION = 3 * 32 * 32  # a class's covariance has its square: 75 MB in float64
+MOST_NUMBERS = 10 * (3 * 32 * 32) ** 2  # of all covariances together: 755 MB in float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +32,19 @@ class Gaussian:
         self.num_classes = num_classes
         self.device = device
         self.image_size = round((means.shape[1] / 3) ** 0.5)
-        self.num_parameters = means.numel() + factors.numel()
 
     @classmethod
     def build(cls, options: GaussianOptions, ingredients: Ingredients) -> "Gaussian":  # noqa: ARG003
         """Fit in one pass over the training images; ValueError without any, or where they are too large."""
-        dimension = 3 * ingredients.image_size**2
-        if ingredients.training_set is None:
+        if ingredients.training_set is None or ingredients.image_size is None:
             raise ValueError("generator 'gaussian' needs training images; name a data set")
-        if dimension > LARGEST_DIMENSION:
-            raise ValueError(
-                f"generator 'gaussian' fits {dimension} x {dimension} covariances at size "
-                f"{ingredients.image_size}; expected size 32 or less"
-            )
+        dimension = 3 * ingredients.image_size**2
         classes = ingredients.num_classes or 1
+        if classes * dimension**2 > MOST_NUMBERS:
+            raise ValueError(
+                f"generator 'gaussian' would fit {classes} covariances of {dimension} x {dimension} numbers; expected "
+                f"{MOST_NUMBERS:,} numbers or fewer: take smaller images, or fewer classes"
+            )
         counts = torch.zeros(classes, dtype=torch.float64)
         sums = torch.zeros(classes, dimension, dtype=torch.float64)
         products = torch.zeros(classes, dimension, dimension, dtype=torch.float64)
@@ -68,7 +67,7 @@ class Gaussian:
         device = ingredients.device
         return cls(means.float().to(device), factors.float().to(device), ingredients.num_classes, device)
 
-    def sample(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
+    def sample(self, seeds: Sequence[int], labels: Tensor | None, evaluated: Callable[[], None] = idle) -> Tensor:  # noqa: ARG002
         """See `generators.protocol.Generator`."""
         owners = torch.zeros(len(seeds), dtype=torch.int64) if labels is None else labels
         z = SeededNoise(seeds, (self.means.shape[1],), self.device)()

@@ -1,13 +1,13 @@
 """Returns training images: the best FID there is, and the cheat that copy checks must catch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from generators.protocol import Ingredients
+from generators.protocol import Ingredients, idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,6 @@ class Memorizer:
     """Image i is a training image of the label asked for, chosen by seed i with replacement."""
 
     Options: ClassVar[type[MemorizerOptions]] = MemorizerOptions
-    num_parameters = 0
     network_evaluations = 0
 
     def __init__(self, images: Tensor, labels: Tensor | None, num_classes: int | None) -> None:
@@ -33,21 +32,23 @@ class Memorizer:
 
     @classmethod
     def build(cls, options: MemorizerOptions, ingredients: Ingredients) -> "Memorizer":  # noqa: ARG003
-        """Keep the training set, 3 bytes a pixel; ValueError without one."""
+        """Keep the training set, 3 bytes a pixel; ValueError without one, or for a class without any."""
         if ingredients.training_set is None:
             raise ValueError("generator 'memorizer' needs training images; name a data set")
         images, labels = zip(*ingredients.training_set(), strict=True)
         known = [label for label in labels if label is not None]
-        return cls(torch.cat(images), torch.cat(known) if known else None, ingredients.num_classes)
+        memorizer = cls(torch.cat(images), torch.cat(known) if known else None, ingredients.num_classes)
+        for label, members in enumerate(memorizer.members):
+            if not len(members):
+                raise ValueError(f"class {label} has no training images to return")
+        return memorizer
 
-    def sample(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
-        """See `generators.protocol.Generator`; ValueError for a label without training images."""
+    def sample(self, seeds: Sequence[int], labels: Tensor | None, evaluated: Callable[[], None] = idle) -> Tensor:  # noqa: ARG002
+        """See `generators.protocol.Generator`."""
         chosen = []
         wanted = [0] * len(seeds) if labels is None or len(self.members) == 1 else labels.tolist()
         for seed, label in zip(seeds, wanted, strict=True):
             members = self.members[label]
-            if not len(members):
-                raise ValueError(f"class {label} has no training images to return")
             index = torch.randint(len(members), (), generator=torch.Generator().manual_seed(seed))
             chosen.append(int(members[index]))
         return self.images[chosen]

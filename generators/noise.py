@@ -1,13 +1,13 @@
 """Uniform noise: the floor that any generator must beat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from generators.protocol import Ingredients
+from generators.protocol import Ingredients, idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,6 @@ class Noise:
     """Every level of every pixel is equally likely; labels are ignored."""
 
     Options: ClassVar[type[NoiseOptions]] = NoiseOptions
-    num_parameters = 0
     network_evaluations = 0
 
     def __init__(self, image_size: int, num_classes: int | None) -> None:
@@ -28,10 +27,12 @@ class Noise:
 
     @classmethod
     def build(cls, options: NoiseOptions, ingredients: Ingredients) -> "Noise":  # noqa: ARG003  the protocol's
-        """Needs nothing but the shape."""
+        """Needs nothing but the shape; ValueError without it."""
+        if ingredients.image_size is None:
+            raise ValueError("generator 'noise' needs an image size; name a data set, or give --size")
         return cls(ingredients.image_size, ingredients.num_classes)
 
-    def sample(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:  # noqa: ARG002  the protocol's
+    def sample(self, seeds: Sequence[int], labels: Tensor | None, evaluated: Callable[[], None] = idle) -> Tensor:  # noqa: ARG002
         """See `generators.protocol.Generator`."""
         shape = (3, self.image_size, self.image_size)
         rows = [

@@ -12,12 +12,16 @@ TrainingSet = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
 """Starts one pass over the training images: batches of (uint8 NCHW, int64 labels or None)."""
 
 
+def idle() -> None:
+    """Nobody watches the progress."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ingredients:
     """What a generator may be built from; each takes what it needs and refuses what it lacks (ValueError)."""
 
-    image_size: int
-    """Side of the images asked for, in pixels."""
+    image_size: int | None
+    """Side of the images asked for, in pixels; None where the weights decide."""
     num_classes: int | None
     """Classes to be conditioned on, or None for unlabelled images."""
     device: torch.device
@@ -34,7 +38,6 @@ class Generator(Protocol):
     """Frozen dataclass of the settings that a user may choose."""
     image_size: int
     num_classes: int | None
-    num_parameters: int
     network_evaluations: int
     """Evaluations of the network that one image costs; 0 where there is no network."""
 
@@ -42,8 +45,11 @@ class Generator(Protocol):
     def build(cls, options: Any, ingredients: Ingredients) -> "Generator":
         """Make it ready to sample; ValueError, in one line, where an ingredient is missing or does not fit."""
 
-    def sample(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
-        """Image i from seed i and label i (B,) alone: uint8 (B, 3, image_size, image_size), on any device."""
+    def sample(self, seeds: Sequence[int], labels: Tensor | None, evaluated: Callable[[], None] = ...) -> Tensor:
+        """Image i from seed i and label i (B,) alone: uint8 (B, 3, image_size, image_size), on any device.
+
+        `evaluated` is to be called after each of the batch's network evaluations, for progress.
+        """
 
     def evaluate_once(self) -> None:
         """Do, for one image, the work of one network evaluation, or all the work where there is no network.
@@ -75,7 +81,7 @@ class Trainable(Protocol):
     def train_step(self, step: int, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Learn from uint8 (B, 3, H, W) and int64 (B,): step counts from 0. Returns what a log shows.
 
-        Random numbers come from torch's default generator, which the loop seeds for every step.
+        Among it is `loss`. Random numbers come from torch's default generator, which the loop seeds for every step.
         """
 
     def state(self) -> dict[str, dict[str, Tensor]]:

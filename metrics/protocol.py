@@ -1,8 +1,6 @@
 """What a metric, a feature network and an evaluation protocol are, for whoever calls or adds one."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -10,7 +8,23 @@ from torch import Tensor
 
 from metrics.statistics import FeatureBatch, FeatureSet
 
-__all__ = ["PROTOCOLS", "EvaluationProtocol", "FeatureBatch", "Features", "Metric"]
+__all__ = ["EvaluationProtocol", "FeatureBatch", "Features", "Metric"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationProtocol:
+    """All choices that change a number: two values compare only under one name and one version."""
+
+    name: str
+    version: int
+    inception_split_size: int = 5000
+    neighbours: int = 3
+
+    def __post_init__(self) -> None:
+        for field in ("version", "inception_split_size", "neighbours"):
+            value = getattr(self, field)
+            if value < 1:
+                raise ValueError(f"{field} of evaluation protocol {self.name!r} is {value}; it is at least 1")
 
 
 class Features(Protocol):
@@ -25,6 +39,10 @@ class Features(Protocol):
         """SHA-256 of the weights, in hexadecimal: numbers are comparable only where it is the same."""
 
     @property
+    def protocol(self) -> EvaluationProtocol:
+        """The protocol that its numbers are reported under."""
+
+    @property
     def device(self) -> torch.device:
         """Where the network runs and where the features it returns lie."""
 
@@ -33,28 +51,6 @@ class Features(Protocol):
 
         What an image gives does not depend, beyond rounding, on the images that share its batch.
         """
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationProtocol:
-    """All choices that change a number: two values compare only under one name and one version."""
-
-    name: str
-    version: int
-    features: str
-    inception_split_size: int = 5000
-    neighbours: int = 3
-
-    def __post_init__(self) -> None:
-        for field in ("version", "inception_split_size", "neighbours"):
-            value = getattr(self, field)
-            if value < 1:
-                raise ValueError(f"{field} of evaluation protocol {self.name!r} is {value}; it is at least 1")
-
-
-PROTOCOLS: Mapping[str, EvaluationProtocol] = MappingProxyType(
-    {row.name: row for row in (EvaluationProtocol(name="digits", version=1, features="digits"),)}
-)
 
 
 class Metric(Protocol):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from adm_bench.cli import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 LEAVES = ("generators", "metrics", "reports")
 PACKAGES = ("adm_bench", *LEAVES)
@@ -88,7 +90,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in ("train", "sample", "run", "list"))])
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     run = f"from adm_bench.cli import main; main({arguments!r}, standalone_mode=False)"
     heavy = {"torch", "pandas", "scipy", "numpy", "sklearn", "matplotlib", "PIL", "rich", "jinja2"}

@@ -44,7 +44,7 @@ def presets() -> dict[str, dict[str, object]]:
         name: {
             "trainer": preset.trainer,
             "size": preset.config.model.image_size,
-            "classes": preset.config.model.num_classes or "-",
+            "classes": preset.config.model.num_classes,
             "parameters": network_cost(preset.config).parameters,
             "summary": preset.summary,
         }

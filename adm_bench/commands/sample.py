@@ -79,6 +79,8 @@ def command(
     if not dry_run:
         check_new_file(out, overwrite=overwrite)
     options: dict[str, Any] = parse_changes(changes)
+    if "classifier" in options:
+        raise click.BadParameter("the classifier has an option of its own, --classifier", param_hint="--set")
     inputs = {}
     if weights is not None:
         weights = find_weights(weights, "--weights")

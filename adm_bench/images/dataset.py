@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from generators.diffusion.noise import Stream, mix_seed
+
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -101,5 +103,6 @@ class TrainingOrder:
         epoch, place = divmod(position, self.num_images)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+            shuffle = np.random.default_rng(mix_seed(self.seed, Stream.TRAINING_ORDER, epoch))
+            self._order = shuffle.permutation(self.num_images)
         return int(self._order[place])

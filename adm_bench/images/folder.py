@@ -15,6 +15,9 @@ SUFFIXES = {".png": False, ".jpg": True, ".jpeg": True, ".gif": False, ".bmp": F
 """File endings that are read, and whether they lose detail."""
 
 
+UNREADABLE = (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError)
+
+
 class FolderDataset:
     """Images read from their files as they are needed, cropped to one size as ADM crops them."""
 
@@ -46,7 +49,7 @@ class FolderDataset:
         try:
             with Image.open(path) as image:
                 return center_crop(image.convert("RGB"), self.image_size)
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{path}: not a readable image ({error}); mend or remove it") from error
 
     def digest(self) -> str:
@@ -76,6 +79,6 @@ def open_folder(root: Path, image_size: int | None) -> FolderDataset:
         try:
             with Image.open(paths[0]) as first:
                 image_size = min(first.size)
-        except (UnidentifiedImageError, OSError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{paths[0]}: not a readable image ({error}); mend or remove it") from error
     return FolderDataset(root, paths, image_size)

@@ -132,7 +132,9 @@ def read_identity(file: NpzFile) -> dict[str, Any]:
     if IDENTITY_KEY not in file:
         return {}
     with bad_input(file.path):
-        identity: dict[str, Any] = json.loads(str(file.load(IDENTITY_KEY)))
+        identity = json.loads(str(file.load(IDENTITY_KEY)))
+        if not isinstance(identity, dict):
+            raise ValueError(f"{IDENTITY_KEY} is {identity!r}; expected a JSON object")  # noqa: TRY004  a file's content
         return identity
 
 

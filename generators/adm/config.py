@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from generators.diffusion.process import DiffusionConfig
+from generators.levels import Rounding
 from generators.training.config import TrainingConfig
-from generators.unet.config import ClassifierConfig, UNetConfig
+from generators.unet.config import ClassifierConfig, EncoderConfig, UNetConfig
 
 SamplerName = Literal["ddpm", "ddim"]
-Rounding = Literal["truncate", "nearest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,18 @@ class AdmConfig:
 
     def __post_init__(self) -> None:
         """The network's output must have the channels that the diffusion reads."""
+        _require_rgb(self.model)
         expected = 6 if self.diffusion.learns_variance else 3
         if self.model.out_channels != expected:
             raise ValueError(
                 f"model.out_channels is {self.model.out_channels}, but diffusion.variance "
                 f"'{self.diffusion.variance}' needs {expected}"
             )
+
+
+def _require_rgb(model: EncoderConfig) -> None:
+    if model.in_channels != 3:
+        raise ValueError(f"model.in_channels is {model.in_channels}; images have 3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,10 @@ class GuideConfig:
     model: ClassifierConfig
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        """Images are RGB."""
+        _require_rgb(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """ADM as a generator: trained weights, a sampler, and perhaps a classifier that guides it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -8,13 +8,14 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from generators.adm.config import AdmConfig, GuideConfig, Rounding, SamplingConfig
+from generators.adm.config import AdmConfig, GuideConfig, SamplingConfig
 from generators.configuration import from_mapping
 from generators.diffusion.guidance import classifier_guidance
 from generators.diffusion.noise import SeededNoise
-from generators.diffusion.process import Diffusion
+from generators.diffusion.process import Diffusion, Spacing
 from generators.diffusion.samplers import Guidance, SamplerStep, ddim_step, ddpm_step, sample
-from generators.protocol import Ingredients
+from generators.levels import to_uint8
+from generators.protocol import Ingredients, idle
 from generators.unet.checkpoint import load_weights, read_header
 from generators.unet.classifier import Classifier
 from generators.unet.unet import UNet
@@ -43,13 +44,7 @@ class Adm:
         self.num_classes = config.model.num_classes
         if classifier is not None and self.num_classes is None:
             self.num_classes = classifier.config.num_classes
-        self.num_parameters = sum(p.numel() for p in network.parameters())
-        self.diffusion = Diffusion(
-            config.diffusion,
-            num_steps=options.sampling_steps,
-            spacing="ddim" if options.sampler == "ddim" else "even",
-            device=device,
-        )
+        self.diffusion = respaced(config, options, device)
         self.network_evaluations = len(self.diffusion)
 
     @classmethod
@@ -58,15 +53,25 @@ class Adm:
         if ingredients.weights is None:
             raise ValueError("generator 'adm' needs trained weights; train some, or name their file or run")
         config = read_config(ingredients.weights, "adm", AdmConfig)
+        guide = None if options.classifier is None else read_config(options.classifier, "classifier", GuideConfig)
+        cls.check(options, config, guide)
         classifier = None
-        if options.classifier is not None:
-            guide = read_config(options.classifier, "classifier", GuideConfig)
-            check_guide(config, guide, options.classifier)
+        if options.classifier is not None and guide is not None:
             classifier = load_network(Classifier(guide.model), options.classifier, ingredients.device)
         network = load_network(UNet(config.model), ingredients.weights, ingredients.device)
         return cls(config, options, network, classifier, ingredients.device)
 
-    def sample(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
+    @staticmethod
+    def check(options: SamplingConfig, config: object, guide: object | None) -> None:
+        """ValueError where networks of these configurations cannot sample so: told before anything is trained."""
+        if not isinstance(config, AdmConfig) or not isinstance(guide, GuideConfig | None):
+            message = "weights are to be an adm's, and classifier a classifier's; they are not"
+            raise ValueError(message)  # noqa: TRY004  what a user wrote
+        respaced(config, options, torch.device("cpu"))
+        if guide is not None:
+            check_guide(config, guide, options.classifier)
+
+    def sample(self, seeds: Sequence[int], labels: Tensor | None, evaluated: Callable[[], None] = idle) -> Tensor:
         """See `generators.protocol.Generator`."""
         if self.num_classes is not None and labels is None:
             raise ValueError(f"labels are missing: this model samples {self.num_classes} classes")
@@ -79,6 +84,7 @@ class Adm:
                 noise,
                 guidance=self._guidance(labels),
                 clip=self.options.clip,
+                evaluated=evaluated,
             )
             return to_uint8(images, self.options.rounding)
 
@@ -105,12 +111,10 @@ class Adm:
         return output
 
 
-def to_uint8(images: Tensor, rounding: Rounding) -> Tensor:
-    """Images in [-1, 1] to 8 bits: level floor((x + 1) * 127.5) as released, or the nearest level."""
-    levels = (images.float() + 1) * 127.5
-    if rounding == "nearest":
-        levels = levels.round()
-    return levels.clamp(0, 255).to(torch.uint8)
+def respaced(config: AdmConfig, options: SamplingConfig, device: torch.device) -> Diffusion:
+    """The process on the steps that sampling takes."""
+    spacing: Spacing = "ddim" if options.sampler == "ddim" else "even"
+    return Diffusion(config.diffusion, num_steps=options.sampling_steps, spacing=spacing, device=device)
 
 
 def read_config(path: Path, kind: str, config_type: type[C]) -> C:
@@ -130,7 +134,7 @@ def load_network(network: N, path: Path, device: torch.device) -> N:
     return network.to(device).eval().requires_grad_(requires_grad=False)
 
 
-def check_guide(config: AdmConfig, guide: GuideConfig, path: Path) -> None:
+def check_guide(config: AdmConfig, guide: GuideConfig, path: Path | None) -> None:
     """A classifier guides only a model of its image size, classes and noise; ValueError otherwise."""
     pairs = {
         "image_size": (guide.model.image_size, config.model.image_size),

@@ -1,15 +1,26 @@
 """Random numbers that belong to an image, and to nothing else."""
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several non-negative integers, by NumPy's SeedSequence: (seed, index) and the like."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+class Stream(IntEnum):
+    """What random numbers are for; the same seed gives each its own, independent ones."""
+
+    WEIGHTS = 1
+    TRAINING_STEPS = 2
+    TRAINING_ORDER = 3
+    IMAGES = 4
+    LABELS = 5
+
+
+def mix_seed(seed: int, stream: Stream, index: int = 0) -> int:
+    """One 63-bit seed for the index-th user of a stream, by NumPy's SeedSequence."""
+    return int(np.random.SeedSequence((seed, stream, index)).generate_state(1, np.uint64)[0] >> 1)
 
 
 class SeededNoise:

@@ -108,7 +108,6 @@ class Diffusion:
         self.abar_after = self._table(np.append(abar[1:], 0.0))
         self.signal_scale = self._table(np.sqrt(abar))
         self.noise_scale = self._table(np.sqrt(1 - abar))
-        self.log_noise_variance = self._table(np.log(1 - abar))
         self.inverse_signal_scale = self._table(np.sqrt(1 / abar))
         self.inverse_noise_ratio = self._table(np.sqrt(1 / abar - 1))
         self.posterior_x0_weight = self._table(beta * np.sqrt(abar_before) / (1 - abar))

@@ -89,9 +89,15 @@ def sample(
     *,
     guidance: Guidance | None = None,
     clip: bool = True,
+    evaluated: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Pure noise, taken through every step of the process: images (B, C, H, W), about in [-1, 1]."""
+    """Pure noise, taken through every step of the process: images (B, C, H, W), about in [-1, 1].
+
+    `evaluated` is called after every step.
+    """
     x = noise()
     for step in reversed(range(len(diffusion))):
         x = sampler_step(diffusion, denoiser, x, step, noise, guidance=guidance, clip=clip)
+        if evaluated is not None:
+            evaluated()
     return x

@@ -14,7 +14,7 @@ class TrainingConfig:
     batch_size: int = 64
     learning_rate: float = 1e-4
     annealing: Annealing = "none"
-    """Course of the learning rate: none, or down to 0 at the last step, linearly or as half a cosine."""
+    """Course of the learning rate: none, or towards 0 after the last step, linearly or as half a cosine."""
     warmup_steps: int = 0
     weight_decay: float = 0.0
     ema_rate: float = 0.9999

@@ -79,9 +79,11 @@ class NetworkTrainer(ABC):
                 slot = self.optimizer.state.get(parameter)
                 groups[moment][name] = slot[moment] if slot else torch.zeros_like(parameter)
         steps_taken = [slot["step"] for slot in self.optimizer.state.values()]
+        scale = self.scaler.state_dict()
         groups["counters"] = {
             "optimizer_steps": steps_taken[0] if steps_taken else torch.zeros(()),
-            "loss_scale": torch.tensor(self.scaler.get_scale() if self.scaler.is_enabled() else 1.0),
+            "loss_scale": torch.tensor(scale.get("scale", 1.0)),
+            "steps_since_overflow": torch.tensor(scale.get("_growth_tracker", 0)),
         }
         return groups
 
@@ -102,7 +104,9 @@ class NetworkTrainer(ABC):
             slot |= {moment: state[moment][name].to(self.device, copy=True) for moment in MOMENTS}
             self.optimizer.state[parameter] = slot
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": counters["loss_scale"].item()})
+            scale = {"scale": "loss_scale", "_growth_tracker": "steps_since_overflow"}
+            restored = {name: counters[counter].item() for name, counter in scale.items()}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **restored})
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights, or the raw ones where the average's rate is 0."""

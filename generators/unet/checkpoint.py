@@ -38,7 +38,10 @@ def read_header(path: Path) -> WeightsHeader:
         raise ValueError(f"{path}: not a readable safetensors file, perhaps truncated ({error})") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: no weights of ours; found format {metadata.get('format')!r}, expected {FORMAT!r}")
-    return WeightsHeader(kind=metadata["kind"], config=json.loads(metadata["config"]))
+    try:
+        return WeightsHeader(kind=metadata["kind"], config=dict(json.loads(metadata["config"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its header is damaged ({error}); make the file anew") from None
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -38,6 +38,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from; the message names both values of a contradiction."""
+        if not self.channel_mult:
+            raise ValueError("channel_mult is empty; expected one multiplier or more")
         factor = 2 ** (len(self.channel_mult) - 1)
         if self.image_size < 1 or self.image_size % factor:
             raise ValueError(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metrics.protocol import EvaluationProtocol
 from metrics.statistics import FeatureBatch
 
 WEIGHTS_PATH = Path(__file__).with_name("digits.safetensors")
@@ -52,6 +53,7 @@ class DigitsFeatures:
     """`metrics.protocol.Features` of the digit classifier: pool [B, 64], spatial [B, 448], logits [B, 10]."""
 
     name = "digits"
+    protocol = EvaluationProtocol(name="digits", version=1)
 
     def __init__(self, network: DigitsNetwork, *, digest: str, device: torch.device) -> None:
         self.network = network.to(device).eval().requires_grad_(requires_grad=False)

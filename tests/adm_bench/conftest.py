@@ -5,9 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from adm_bench.cli import main
+from generators.adm.presets import PRESETS
+from generators.configuration import to_mapping
+from generators.unet.checkpoint import WeightsHeader, write_weights
+from generators.unet.classifier import Classifier
+from generators.unet.unet import UNet
 
 TINY = [
     "--set",
@@ -66,6 +72,22 @@ def model(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("model") / "adm"
     run("train", "adm", "--data", "digits", "--out", out, "--steps", "3", *TINY)
     return out
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Weights of an ADM and a classifier in which no layer is left at its zero start: every input counts."""
+    folder = tmp_path_factory.mktemp("filled")
+    paths = {}
+    for kind, name, network_type in (("adm", "digits8", UNet), ("classifier", "digits8_classifier", Classifier)):
+        config = PRESETS[name].config
+        torch.manual_seed(0)
+        network = network_type(config.model)  # type: ignore[arg-type]
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        paths[kind] = folder / f"{kind}.safetensors"
+        write_weights(paths[kind], WeightsHeader(kind=kind, config=to_mapping(config)), network.state_dict())
+    return paths
 
 
 @pytest.fixture(scope="session")

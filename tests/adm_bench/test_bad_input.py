@@ -34,6 +34,14 @@ TRAIN = ("train", "adm", "--data", "digits", "--out", "OUT")
         ([*TRAIN, "--set", "model.num_classes=4"], "10 classes"),
         ([*TRAIN, "--set", "model.head_channels=24"], "does not divide"),
         ([*TRAIN, "--set", "diffusion.loss=simple"], "untrained"),
+        ([*TRAIN, "--set", "model.in_channels=1"], "model.in_channels is 1; images have 3"),
+        ([*TRAIN, "--set", "model.channel_mult=[]"], "channel_mult is empty"),
+        ([*TRAIN, "--set", "model.channel_mult=[inf]"], "expected a finite number"),
+        ([*TRAIN, "--set", "training.learning_rate=nan"], "expected a finite number"),
+        ([*TRAIN, "--set", "model=5", "--set", "model.channels=64"], "cannot both be set"),
+        ([*TRAIN, "--device", "meta"], "expected auto, cpu, cuda"),
+        (["sample", "noise", "--out", "OUT.npz"], "needs an image size"),
+        (["sample", "adm", "--set", "classifier=x", "--out", "OUT.npz"], "option of its own"),
         ([*TRAIN, "--device", "cuda:77"], "--device cuda:77"),
         ([*TRAIN, "--steps", "0"], "'--steps': 0 is not in the range"),
         (["train", "adm", "--data", "EMPTY", "--out", "OUT"], "holds no images"),
@@ -244,6 +252,43 @@ def test_bad_suites_are_refused(change: tuple[str, str], expected: str, refuse: 
     path = tmp_path / "suite.toml"
     path.write_text(SUITE.replace(*change))
     assert expected in refuse("run", path, "--out", tmp_path / "run", "--device", "cpu")
+
+
+TRAINED = """
+[train.net]
+preset = "digits8"
+[train.guide]
+preset = "digits8_classifier"
+[generators.noise]
+generator = "adm"
+weights = "net"
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ('options = { sampler = "ddim", sampling_steps = 37 }', "nearest it can are 36 and 38"),
+        ('weights = "guide"', "weights are to be an adm's"),
+        ('classifier = "net"\noptions = { guidance_scale = 1 }', "classifier a classifier's"),
+        ('options = { classifier = "guide", guidance_scale = 1 }', "beside options"),
+        ("checkpoint_every = 0", "checkpoint_every is 0"),
+        ('labels = "balancd"', "labels"),
+        ("num_images = 3", "needs 4 or more"),
+        ("metrics = []", "expected one or more"),
+    ],
+)
+def test_suites_are_checked_whole_before_work(row: str, expected: str, refuse: Refuse, tmp_path: Path) -> None:
+    head, key = SUITE.partition("[generators")[0], row.partition(" = ")[0]
+    if key == "checkpoint_every":
+        text = head + TRAINED.replace('preset = "digits8"\n', f'preset = "digits8"\n{row}\n')
+    elif key in ("labels", "num_images", "metrics"):
+        text = head.replace("num_images = 20", row if key == "num_images" else f"num_images = 20\n{row}") + TRAINED
+    else:
+        text = head + (TRAINED.replace('weights = "net"', row) if key == "weights" else TRAINED + row)
+    (tmp_path / "suite.toml").write_text(text)
+    assert expected in refuse("run", tmp_path / "suite.toml", "--out", tmp_path / "run", "--device", "cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_broken_folder_of_images_names_the_file(refuse: Refuse, tmp_path: Path) -> None:

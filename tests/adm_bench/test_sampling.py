@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from adm_bench.errors import InputError
 from adm_bench.sampling import SamplingJob, build_generator, choose_labels, image_seeds, sample
 from generators.diffusion.noise import SeededNoise
 
@@ -33,11 +34,23 @@ def test_noise_is_bit_identical_in_any_batch() -> None:
 
 @pytest.mark.parametrize("extra", [[], ["--sampler", "ddim"], ["guided"]])
 def test_batch_size_changes_nothing(
-    extra: list[str], run: Callable[..., object], model: Path, classifier: Path, images: Images, tmp_path: Path
+    extra: list[str], run: Callable[..., object], filled: dict[str, Path], images: Images, tmp_path: Path
 ) -> None:
     if extra == ["guided"]:
-        extra = ["--classifier", str(classifier), "--guidance-scale", "2"]
-    base = ["sample", "adm", "--weights", model, "--num", "9", "--sampling-steps", "20", "--device", "cpu", *extra]
+        extra = ["--classifier", str(filled["classifier"]), "--guidance-scale", "2"]
+    base = [
+        "sample",
+        "adm",
+        "--weights",
+        filled["adm"],
+        "--num",
+        "9",
+        "--sampling-steps",
+        "20",
+        "--device",
+        "cpu",
+        *extra,
+    ]
     one, all_ = tmp_path / "one.npz", tmp_path / "all.npz"
     run(*base, "--batch", "1", "--out", one)
     run(*base, "--batch", "64", "--out", all_)
@@ -47,14 +60,18 @@ def test_batch_size_changes_nothing(
     assert images(one).std() > 10
 
 
-def test_guidance_and_seed_change_images(
-    run: Callable[..., object], model: Path, classifier: Path, images: Images, tmp_path: Path
+def test_guidance_labels_and_seed_change_images(
+    run: Callable[..., object], filled: dict[str, Path], images: Images, tmp_path: Path
 ) -> None:
-    base = ["sample", "adm", "--weights", model, "--num", "4", "--sampling-steps", "10", "--device", "cpu"]
+    base = ["sample", "adm", "--weights", filled["adm"], "--num", "4", "--sampling-steps", "10", "--device", "cpu"]
+    for name, labels in (("zeros", "0\n0\n0\n0"), ("mixed", "0\n5\n0\n7")):
+        (tmp_path / f"{name}.txt").write_text(labels)
     options: dict[str, Sequence[object]] = {
         "plain": [],
         "seed": ["--seed", "1"],
-        "guided": ["--classifier", classifier, "--guidance-scale", "9"],
+        "guided": ["--classifier", filled["classifier"], "--guidance-scale", "9"],
+        "zeros": ["--labels", tmp_path / "zeros.txt"],
+        "mixed": ["--labels", tmp_path / "mixed.txt"],
     }
     made = {}
     for name, extra in options.items():
@@ -62,6 +79,8 @@ def test_guidance_and_seed_change_images(
         made[name] = images(tmp_path / f"{name}.npz")
     assert not np.array_equal(made["plain"], made["seed"])
     assert not np.array_equal(made["plain"], made["guided"])
+    same = [np.array_equal(one, other) for one, other in zip(made["zeros"], made["mixed"], strict=True)]
+    assert same == [True, False, True, False]
 
 
 def test_labels() -> None:
@@ -99,7 +118,7 @@ def test_samples_are_openais_format(run: Callable[..., object], tmp_path: Path) 
 
 def test_a_plug_in_that_breaks_its_promise_is_refused(tmp_path: Path) -> None:
     noise = build_generator("noise", {}, device=CPU, image_size=8, num_classes=None)
-    noise.sample = lambda seeds, _: torch.zeros(len(seeds), 3, 8, 8)  # type: ignore[method-assign]
+    noise.sample = lambda seeds, *_: torch.zeros(len(seeds), 3, 8, 8)  # type: ignore[method-assign]
     job = SamplingJob(name="liar", generator=noise, description={}, num_images=2, labels=None)
-    with pytest.raises(Exception, match=r"generator liar gave torch\.float32"):
+    with pytest.raises(InputError, match=r"generator liar gave torch\.float32"):
         sample(job, tmp_path / "out.npz")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -150,6 +151,18 @@ def test_changed_settings_are_refused_not_overwritten(
     line = refuse("run", changed, "--out", finished, "--device", "cpu")
     assert "generator.options.guidance_scale: 1.0 -> 3.0" in line
     assert (finished / "samples" / "adm-g.npz").read_bytes() == samples
+
+
+def test_overwrite_does_changed_stages_again(
+    suite: Path, finished: Path, run: Callable[..., object], tmp_path: Path
+) -> None:
+    changed, copy = tmp_path / "changed.toml", tmp_path / "run"
+    shutil.copytree(finished, copy)
+    changed.write_text(suite.read_text().replace("guidance_scale = 1.0", "guidance_scale = 3.0"))
+    again = run("run", changed, "--out", copy, "--device", "cpu", "--overwrite").stderr  # type: ignore[attr-defined]
+    assert "train/adm: reused" in again
+    assert "sample/adm-g: reused" not in again
+    assert (copy / "samples" / "adm-g.npz").read_bytes() != (finished / "samples" / "adm-g.npz").read_bytes()
 
 
 def test_dry_run_prints_and_does_nothing(suite: Path, run: Callable[..., object], tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from generators.adm.generator import to_uint8
 from generators.gaussian import Gaussian, GaussianOptions
+from generators.levels import to_uint8
 from generators.memorizer import Memorizer, MemorizerOptions
 from generators.noise import Noise, NoiseOptions
 from generators.protocol import Generator, Ingredients

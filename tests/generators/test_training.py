@@ -63,10 +63,10 @@ def test_it_learns(kind: str, precision: str, steps: int, share: float) -> None:
     assert all(weight.dtype == torch.float32 for weight in trainer.weights().values())
 
 
-@pytest.mark.parametrize("kind", ["adm", "classifier"])
-def test_state_is_whole(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "precision"), [("adm", "fp32"), ("classifier", "fp32"), ("classifier", "fp16")])
+def test_state_is_whole(kind: str, precision: str) -> None:
     changes = {"model.dropout": 0.1, "training.flip": True}
-    through, first, second = (make(kind, **changes) for _ in range(3))
+    through, first, second = (make(kind, precision, **changes) for _ in range(3))
     advance(through, 0, 6)
     advance(first, 0, 3)
     second.load_state({group: {k: v.clone() for k, v in tensors.items()} for group, tensors in first.state().items()})

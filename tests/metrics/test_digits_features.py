@@ -17,10 +17,10 @@ from metrics.features.digits import WEIGHTS_PATH, DigitsFeatures, network_input
 from metrics.frechet import FID, SFID
 from metrics.inception_score import INCEPTION_SCORE
 from metrics.neighbours import COPIED, PRECISION, RECALL
-from metrics.protocol import PROTOCOLS, Features
+from metrics.protocol import EvaluationProtocol, Features
 from metrics.statistics import FeatureSet
 
-PROTOCOL = PROTOCOLS["digits"]
+PROTOCOL = EvaluationProtocol(name="test", version=1)
 CPU = torch.device("cpu")
 
 

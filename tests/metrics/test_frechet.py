@@ -6,10 +6,10 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from metrics.frechet import FID, SFID, frechet_distance
-from metrics.protocol import PROTOCOLS
+from metrics.protocol import EvaluationProtocol
 from metrics.statistics import FeatureSet, Moments
 
-PROTOCOL = PROTOCOLS["digits"]
+PROTOCOL = EvaluationProtocol(name="test", version=1)
 Gaussian = tuple[NDArray[np.float64], NDArray[np.float64]]
 Rule = Callable[..., NDArray[np.float64]]
 

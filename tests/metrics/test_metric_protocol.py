@@ -1,9 +1,10 @@
 import pytest
 
+from metrics.features.digits import DigitsFeatures
 from metrics.frechet import FID, SFID
 from metrics.inception_score import INCEPTION_SCORE
 from metrics.neighbours import COPIED, PRECISION, RECALL
-from metrics.protocol import PROTOCOLS, EvaluationProtocol, Metric
+from metrics.protocol import EvaluationProtocol, Metric
 from metrics.statistics import FeatureSet
 
 
@@ -27,19 +28,14 @@ def test_what_each_metric_says_of_itself(
     assert FeatureSet(needs=metric.needs).needs == needs
 
 
-def test_rows_are_found_under_their_own_name() -> None:
-    assert {name: row.name for name, row in PROTOCOLS.items()} == {"digits": "digits"}
-    digits = PROTOCOLS["digits"]
-    assert (digits.version, digits.features, digits.inception_split_size, digits.neighbours) == (
-        1,
-        "digits",
-        5000,
-        3,
-    )
+def test_the_digits_protocol_is_frozen() -> None:
+    digits = DigitsFeatures.protocol
+    settings = (digits.name, digits.version, digits.inception_split_size, digits.neighbours)
+    assert settings == ("digits", 1, 5000, 3)
 
 
 @pytest.mark.parametrize("field", ["version", "inception_split_size", "neighbours"])
 def test_settings_below_one_are_refused(field: str) -> None:
-    settings = {"name": "mine", "version": 1, "features": "digits", field: 0}
+    settings = {"name": "mine", "version": 1, field: 0}
     with pytest.raises(ValueError, match=f"{field} of evaluation protocol 'mine' is 0"):
         EvaluationProtocol(**settings)

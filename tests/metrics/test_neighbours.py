@@ -16,16 +16,16 @@ from metrics.neighbours import (
     squared_distance_blocks,
     squared_radii,
 )
-from metrics.protocol import PROTOCOLS, EvaluationProtocol
+from metrics.protocol import EvaluationProtocol
 from metrics.statistics import FeatureSet
 
-PROTOCOL = PROTOCOLS["digits"]
+PROTOCOL = EvaluationProtocol(name="test", version=1)
 Rows = NDArray[np.floating]
 Pair = tuple[Rows, Rows]
 
 
 def precision_recall(ref: Rows, sample: Rows, k: int = 3) -> tuple[float, float]:
-    protocol = EvaluationProtocol(name="test", version=1, features="none", neighbours=k)
+    protocol = EvaluationProtocol(name="test", version=1, neighbours=k)
     samples, reference = FeatureSet(pool_rows=sample), FeatureSet(pool_rows=ref)
     return PRECISION.compute(samples, reference, protocol), RECALL.compute(samples, reference, protocol)
 
