@@ -1,6 +1,7 @@
 """The command line: a group whose commands are imported when they are needed."""
 
 import importlib
+import os
 from typing import Any
 
 import click
@@ -53,6 +54,9 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError:  # the reader of our output has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            ctx.exit(0)
         except InputError as error:
             if ctx.params["debug"]:
                 raise

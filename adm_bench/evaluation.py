@@ -59,7 +59,7 @@ def evaluate(reference: Path, samples: Path, features: Features, metrics: Sequen
     measured = extract(file.batches(BATCH_SIZE), total, features, needs, f"evaluate {samples.name}")
     values = {}
     for metric in metrics:
-        with bad_input(samples):
+        with bad_input(f"{samples} against {reference}"):
             values[metric.name] = metric.compute(measured, known, protocol)
     return Evaluation(
         values=values,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,17 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def check_new_file(path: Path, *, overwrite: bool) -> None:
-    """Before any work: InputError where `path` exists (unless `overwrite`) or could not be written."""
+def check_new_file(path: Path, *, overwrite: bool, inputs: Sequence[Path | str | None] = ()) -> None:
+    """Before any work: InputError where `path` exists (unless `overwrite`) or could not be written.
+
+    What is not a plain file, or is one of the command's own `inputs`, is never replaced.
+    """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InputError(f"{path}: is a link or a device, which is never replaced; choose another name")
+    if any(given is not None and path.resolve() == Path(given).resolve() for given in inputs):
+        raise InputError(f"{path}: is an input of this command; choose another name for the output")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists; choose another name, or pass --overwrite")
     check_writable(path.parent)
@@ -112,6 +119,11 @@ def sole_user(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is at work there; wait for it, or choose another --out"
             ) from error
         yield
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path is anything but what an interrupted start of ours leaves in a folder."""
+    return path.name != LOCK_FILE and path.suffix != PARTIAL_SUFFIX
 
 
 def remove_partial(folder: Path) -> None:

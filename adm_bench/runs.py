@@ -12,10 +12,9 @@ from torch import Tensor
 
 from adm_bench.errors import InputError
 from adm_bench.files import (
-    LOCK_FILE,
-    PARTIAL_SUFFIX,
     atomic_path,
     check_writable,
+    is_foreign,
     read_json,
     remove_partial,
     sole_user,
@@ -85,7 +84,7 @@ class TrainingRun:
         """Whether the place is taken by anything but what an interrupted start leaves."""
         if not self.folder.is_dir():
             return self.folder.exists()
-        return any(path.name != LOCK_FILE and path.suffix != PARTIAL_SUFFIX for path in self.folder.iterdir())
+        return any(map(is_foreign, self.folder.iterdir()))
 
     def _clear(self) -> None:
         if (self.folder / CHECKPOINTS).exists():

@@ -1,7 +1,6 @@
 """Sampling: any generator, a seed an image, into OpenAI's npz, resumable at any moment."""
 
 import hashlib
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 from adm_bench import progress, registry
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import (
+    LOCK_FILE,
+    PARTIAL_SUFFIX,
     atomic_path,
     check_new_file,
     check_writable,
@@ -35,6 +36,7 @@ from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import Generator, Ingredients
 
 PART_PATTERN = "[0-9]*.npz"
+PLAN_FILE = "plan.json"
 
 
 def image_seeds(seed: int, indices: range) -> list[int]:
@@ -165,13 +167,19 @@ def sample(job: SamplingJob, out: Path, *, overwrite: bool = False, reuse: bool 
     # there are parts beside a finished `out` where an earlier try ended just before it removed them
     if not (reuse or parts.is_dir()) or _earlier_result(job, out) is None:
         check_new_file(out, overwrite=overwrite)
+    if parts.exists() and (not parts.is_dir() or any(not _is_part(path) for path in parts.iterdir())):
+        raise InputError(f"{parts}: is in the way, and not ours to remove; move it, or choose another --out")
     check_writable(parts)
     with sole_user(parts):
         result = _earlier_result(job, out)  # once more: another process may just have finished
         if result is None:
+            check_new_file(out, overwrite=overwrite)
             _open_parts(parts, job.plan(), overwrite=overwrite)
             result = _sample_in(parts, job, out)
-        shutil.rmtree(parts)
+        _remove_parts(parts)
+        for name in (PLAN_FILE, LOCK_FILE):
+            (parts / name).unlink(missing_ok=True)
+        parts.rmdir()
     return result
 
 
@@ -179,7 +187,10 @@ def _earlier_result(job: SamplingJob, out: Path) -> SamplingResult | None:
     """What is at `out` already, if it was made by the same plan."""
     if not out.is_file():
         return None
-    identity = read_identity(NpzFile(out))
+    try:
+        identity = read_identity(NpzFile(out))
+    except InputError:  # not samples at all: whether they may be replaced is for check_new_file to say
+        return None
     if identity.get("plan_sha256") != fingerprint(job.plan()):
         return None
     return SamplingResult(**identity["result"], sha256=file_sha256(out))
@@ -219,7 +230,7 @@ def _sample_in(parts: Path, job: SamplingJob, out: Path) -> SamplingResult:
 
 
 def _open_parts(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
-    description = parts / "plan.json"
+    description = parts / PLAN_FILE
     if not description.exists():
         _remove_parts(parts)
     else:
@@ -237,6 +248,10 @@ def _open_parts(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
     remove_partial(parts)
 
 
+def _is_part(path: Path) -> bool:
+    return path.name in (PLAN_FILE, LOCK_FILE) or path.suffix == PARTIAL_SUFFIX or path.match(PART_PATTERN)
+
+
 def _remove_parts(parts: Path) -> None:
     for path in parts.glob(PART_PATTERN):
         path.unlink()
@@ -246,7 +261,10 @@ def _sample_part(job: SamplingJob, indices: range, path: Path, advance: progress
     labels = None if job.labels is None else torch.from_numpy(job.labels[indices.start : indices.stop])
     share = len(indices) / max(1, job.generator.network_evaluations)
     began = time.perf_counter()
-    images = job.generator.sample(image_seeds(job.seed, indices), labels, lambda: advance(share)).cpu()
+    try:
+        images = job.generator.sample(image_seeds(job.seed, indices), labels, lambda: advance(share)).cpu()
+    except FloatingPointError as error:
+        raise InputError(f"generator {job.name}: {error}") from error
     sec = time.perf_counter() - began
     if not job.generator.network_evaluations:
         advance(share)

@@ -15,7 +15,7 @@ from adm_bench.compute import network_cost, sampling_flops_per_image
 from adm_bench.devices import describe_device
 from adm_bench.errors import InputError, bad_input
 from adm_bench.evaluation import DEFAULT_METRICS, evaluate, load_features, load_metrics
-from adm_bench.files import check_writable, file_sha256, read_json, sole_user, write_json
+from adm_bench.files import check_writable, file_sha256, is_foreign, read_json, sole_user, write_json
 from adm_bench.images.dataset import Dataset
 from adm_bench.images.sources import open_dataset
 from adm_bench.records import Circumstances, evaluated, measured, write_records
@@ -189,9 +189,24 @@ class SuiteRun:
 
     def run(self) -> None:
         """Do everything that is not done, then write the report."""
+        self._check_folder()
         check_writable(self.folder)
         with sole_user(self.folder):
             self._run_stages()
+
+    def _check_folder(self) -> None:
+        """InputError where the folder is somebody else's, or holds rows that this suite would drop."""
+        description = self.folder / reporting.SUITE_FILE
+        if not description.exists():
+            if self.folder.exists() and (not self.folder.is_dir() or any(map(is_foreign, self.folder.iterdir()))):
+                raise InputError(f"{self.folder}: exists and is no suite run; choose another --out")
+            return
+        dropped = set(read_json(description)["generators"]) - set(self.suite.generators)
+        if dropped and not self.overwrite:
+            raise InputError(
+                f"{self.folder}: holds a suite with other rows ({', '.join(sorted(dropped))}), which this one would "
+                "drop; choose another --out, or pass --overwrite"
+            )
 
     def _run_stages(self) -> None:
         description = self.folder / reporting.SUITE_FILE

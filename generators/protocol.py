@@ -49,6 +49,7 @@ class Generator(Protocol):
         """Image i from seed i and label i (B,) alone: uint8 (B, 3, image_size, image_size), on any device.
 
         `evaluated` is to be called after each of the batch's network evaluations, for progress.
+        FloatingPointError where the images are not finite.
         """
 
     def evaluate_once(self) -> None:

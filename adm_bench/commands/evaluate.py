@@ -45,7 +45,7 @@ def command(
     from reports.records import to_json_line
 
     if json_path is not None:
-        check_new_file(json_path, overwrite=overwrite)
+        check_new_file(json_path, overwrite=overwrite, inputs=[reference, samples])
     chosen = load_metrics([name.strip() for name in metrics.split(",") if name.strip()])
     features = load_features(features_name, choose_device(device))
     evaluation = evaluate(reference, samples, features, chosen)

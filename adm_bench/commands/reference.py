@@ -29,7 +29,7 @@ def command(
     from adm_bench.images.sources import open_dataset
     from adm_bench.references import write_reference
 
-    check_new_file(out, overwrite=overwrite)
+    check_new_file(out, overwrite=overwrite, inputs=[data])
     dataset = open_dataset(data, size)
     features = load_features(features_name, choose_device(device))
     identity = write_reference(dataset, features, out, seed)

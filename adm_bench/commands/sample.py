@@ -77,7 +77,7 @@ def command(
     from adm_bench.sampling import SamplingJob, build_generator, choose_labels, sample
 
     if not dry_run:
-        check_new_file(out, overwrite=overwrite)
+        check_new_file(out, overwrite=overwrite, inputs=[weights, data, classifier, labels])
     options: dict[str, Any] = parse_changes(changes)
     if "classifier" in options:
         raise click.BadParameter("the classifier has an option of its own, --classifier", param_hint="--set")

@@ -1,7 +1,8 @@
 """Folders of images: a class a sub-folder, or unlabelled."""
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,20 @@ class FolderDataset:
         return total.hexdigest()
 
 
+def _files(root: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); its images would be missing") from error
+
+    for folder, _, names in os.walk(root, onerror=refuse):
+        yield from (Path(folder) / name for name in names)
+
+
 def open_folder(root: Path, image_size: int | None) -> FolderDataset:
     """Every image under a folder, in sorted order; labels where all lie in two or more sub-folders.
 
     `image_size` None takes the first image's short side. InputError where there are no images.
     """
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in _files(root) if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise InputError(f"{root}: holds no images; expected files ending in {', '.join(SUFFIXES)}")
     if image_size is None:

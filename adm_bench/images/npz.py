@@ -52,7 +52,9 @@ class NpzFile:
             size = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.hasobject:
             raise ValueError(f"{item.filename} holds Python objects, which are never loaded")
-        if size != item.file_size or (order and len(shape) > 1):
+        if order and len(shape) > 1:
+            raise ValueError(f"{item.filename} is in Fortran order; save it in C order (numpy.ascontiguousarray)")
+        if size != item.file_size:
             raise ValueError(f"{item.filename} declares {shape} {dtype} but holds {item.file_size} bytes")
         return shape, dtype
 

@@ -86,6 +86,8 @@ class Adm:
                 clip=self.options.clip,
                 evaluated=evaluated,
             )
+            if not images.isfinite().all():
+                raise FloatingPointError("the images are not finite; check the weights, and lower the guidance scale")
             return to_uint8(images, self.options.rounding)
 
     def evaluate_once(self) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+from generators.unet.checkpoint import read_header, write_weights
 
 Refuse = Callable[..., str]
 TRAIN = ("train", "adm", "--data", "digits", "--out", "OUT")
@@ -206,7 +209,6 @@ def test_truncated_weights_are_refused(cut: float, expected: str, refuse: Refuse
 
 
 def test_foreign_weights_are_refused(refuse: Refuse, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
 
     save_file({"w": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     line = refuse("sample", "adm", "--weights", tmp_path / "foreign.safetensors", "--out", tmp_path / "out.npz")
@@ -312,3 +314,27 @@ def test_our_own_failures_exit_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert "internal failure: KeyError" in result.stderr
     assert isinstance(CliRunner().invoke(main, ["--debug", "list", "metrics"]).exception, KeyError)
+
+
+def test_what_is_not_ours_stays(refuse: Refuse, reference: Path, samples: Path, tmp_path: Path) -> None:
+    base = ["sample", "noise", "--size", "8", "--num", "2", "--out"]
+    (tmp_path / "x.npz.parts").mkdir()
+    (tmp_path / "x.npz.parts" / "keep.txt").write_text("precious")
+    assert "not ours to remove" in refuse(*base, tmp_path / "x.npz")
+    (tmp_path / "link.npz").symlink_to(tmp_path / "target.npz")
+    assert "is a link or a device" in refuse(*base, tmp_path / "link.npz", "--overwrite")
+    assert "is an input" in refuse("evaluate", reference, samples, "--json", reference, "--overwrite")
+    assert "is an input" in refuse("reference", samples, "--out", samples, "--overwrite")
+    suite = tmp_path / "suite.toml"
+    suite.write_text(SUITE)
+    assert "is no suite run" in refuse("run", suite, "--out", tmp_path / "x.npz.parts", "--device", "cpu")
+    assert (tmp_path / "x.npz.parts" / "keep.txt").read_text() == "precious"
+
+
+def test_weights_that_are_not_finite_are_refused(refuse: Refuse, filled: dict[str, Path], tmp_path: Path) -> None:
+    header = read_header(filled["adm"])
+    broken = {name: torch.full_like(value, torch.nan) for name, value in load_file(filled["adm"]).items()}
+    write_weights(tmp_path / "nan.safetensors", header, broken)
+    base = ["sample", "adm", "--sampling-steps", "2", "--num", "2", "--device", "cpu", "--out", tmp_path / "out.npz"]
+    assert "not finite" in refuse(*base, "--weights", tmp_path / "nan.safetensors")
+    assert not (tmp_path / "out.npz").exists()
