@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from generators.unet.config import ClassifierConfig
 from generators.unet.encoder import Encoder
-from generators.unet.layers import GroupNorm, attend, zero_init
+from generators.unet.layers import attend, zero_init
+from generators.unet.normalisation import GroupNorm
 
 SPATIAL_HIDDEN_WIDTH = 2048
 
@@ -61,8 +62,13 @@ class Classifier(Encoder):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) in [-1, 1] plus noise and timesteps (B,) to logits (B, classes)."""
-        h, skips = self.encode(x, self.embed(timesteps, None))
-        if self.config.pool.startswith("spatial"):
-            h = torch.cat([feature_map.mean(dim=(2, 3)) for feature_map in (*skips, h)], dim=1)
-        out: Tensor = self.out(h)
-        return out
+        return self.classify(x, self.time_embedding(timesteps))
+
+    def classify(self, x: Tensor, time_embedding: Tensor) -> Tensor:
+        """As `forward`, from an embedding (B or 1, E) that was computed before."""
+        h, skips = self.encode(x, F.silu(time_embedding))
+        with torch.autocast(h.device.type, enabled=False):
+            if self.config.pool.startswith("spatial"):
+                h = torch.cat([feature_map.float().mean(dim=(2, 3)) for feature_map in (*skips, h)], dim=1)
+            out: Tensor = self.out(h.float())
+            return out

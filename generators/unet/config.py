@@ -1,6 +1,8 @@
-"""Configurations of the three networks: the U-Net, the classifier (its encoder half) and what both share."""
+"""Configurations of the three networks, U-Net, super-resolution U-Net and classifier, and what they share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 AttentionOrder = Literal["head-major", "qkv-major"]
@@ -8,6 +10,18 @@ Resampling = Literal["biggan", "conv", "pool"]
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
 NORM_GROUPS = 32
+CHANNEL_MULTS: Mapping[int, tuple[float, ...]] = MappingProxyType(
+    {
+        8: (1, 2),
+        16: (1, 2),
+        32: (1, 2, 2, 2),
+        64: (1, 2, 3, 4),
+        128: (1, 1, 2, 3, 4),
+        256: (1, 1, 2, 2, 4, 4),
+        512: (0.5, 1, 1, 2, 2, 4, 4),
+    }
+)
+"""Channel multipliers of each image size: Tables 11 and 12; 32 as in Nichol & Dhariwal 2021; 8 and 16 our own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +36,8 @@ class EncoderConfig:
     image_size: int
     in_channels: int = 3
     channels: int = 128
-    channel_mult: tuple[float, ...] = (1, 2, 3, 4)
+    channel_mult: tuple[float, ...] | None = None
+    """Width of each resolution level over `channels`, finest first; None takes the usual ones of the image size."""
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
     heads: int = 4
@@ -34,23 +49,27 @@ class EncoderConfig:
     """`biggan`: inside residual blocks; `conv`: strided or following convolutions; `pool`: without weights."""
     adaptive_norm: bool = True
     """AdaGN (scale and shift from the embedding); False adds the embedding before the norm (Table 3)."""
+    rescale_residual: bool = False
+    """Divide the sum of every residual block by sqrt(2) (Table 1's ablation; no released model does)."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what no network can be built from; the message names both values of a contradiction."""
-        if not self.channel_mult:
+        """Fill in the multipliers, and refuse what no network can be built from, naming both values."""
+        if self.channel_mult is None:
+            object.__setattr__(self, "channel_mult", self.usual_channel_mult())
+        if not self.multipliers:
             raise ValueError("channel_mult is empty; expected one multiplier or more")
-        factor = 2 ** (len(self.channel_mult) - 1)
+        factor = 2 ** (len(self.multipliers) - 1)
         if self.image_size < 1 or self.image_size % factor:
             raise ValueError(
-                f"image_size {self.image_size} is not divisible by {factor}, which {len(self.channel_mult)} "
-                f"resolution levels need: change image_size or channel_mult {self.channel_mult}"
+                f"image_size {self.image_size} is not divisible by {factor}, which {len(self.multipliers)} "
+                f"resolution levels need: change image_size or channel_mult {self.multipliers}"
             )
         if self.num_res_blocks < 1:
             raise ValueError(f"num_res_blocks is {self.num_res_blocks}; expected 1 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
-        for mult in self.channel_mult:
+        for mult in self.multipliers:
             width = int(mult * self.channels)
             if width < 1 or width % NORM_GROUPS:
                 raise ValueError(
@@ -66,15 +85,35 @@ class EncoderConfig:
         for width in self.attention_widths:
             self.heads_of(width)
 
+    def usual_channel_mult(self) -> tuple[float, ...]:
+        """The multipliers that the papers give networks of this size; ValueError where they give none."""
+        if self.image_size not in CHANNEL_MULTS:
+            raise ValueError(
+                f"image_size {self.image_size} has no usual channel multipliers (there are for "
+                f"{', '.join(map(str, CHANNEL_MULTS))}); give channel_mult, such as [1, 2, 2]"
+            )
+        return CHANNEL_MULTS[self.image_size]
+
+    @property
+    def multipliers(self) -> tuple[float, ...]:
+        """`channel_mult`, which is never None once the configuration stands."""
+        assert self.channel_mult is not None
+        return self.channel_mult
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the first convolution reads."""
+        return self.in_channels
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, finest first."""
-        return tuple(int(mult * self.channels) for mult in self.channel_mult)
+        return tuple(int(mult * self.channels) for mult in self.multipliers)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """Side of each level's feature maps in pixels, finest first."""
-        return tuple(self.image_size // 2**level for level in range(len(self.channel_mult)))
+        return tuple(self.image_size // 2**level for level in range(len(self.multipliers)))
 
     @property
     def attention_widths(self) -> tuple[int, ...]:
@@ -122,6 +161,31 @@ class UNetConfig(EncoderConfig):
         if self.heads_upsample is not None:
             for width in self.attention_widths:
                 self.heads_of(width, self.heads_upsample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResolutionConfig(UNetConfig):
+    """A U-Net that denoises while it sees the image at a lower resolution (section 3.3 of Saharia et al. 2021)."""
+
+    low_resolution: int
+    """Side of the images that it enlarges, in pixels."""
+
+    def __post_init__(self) -> None:
+        """The small images must be smaller."""
+        super().__post_init__()
+        if not 1 <= self.low_resolution < self.image_size:
+            raise ValueError(
+                f"low_resolution is {self.low_resolution}; expected less than image_size {self.image_size}"
+            )
+
+    def usual_channel_mult(self) -> tuple[float, ...]:
+        """As for plain networks, but at 512 pixels those of 256 (Table 13)."""
+        return CHANNEL_MULTS[256] if self.image_size == 512 else super().usual_channel_mult()
+
+    @property
+    def input_channels(self) -> int:
+        """The noisy image and the enlarged one beside it."""
+        return 2 * self.in_channels
 
 
 @dataclass(frozen=True, kw_only=True)

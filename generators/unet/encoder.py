@@ -1,7 +1,8 @@
 """The encoder half: built once, used by the U-Net, the upsampler and the classifier."""
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from generators.unet.config import EncoderConfig
 from generators.unet.layers import AttentionBlock, Downsample, ResBlock, timestep_embedding
@@ -18,7 +19,14 @@ class Stage(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Embeddings, encoder levels and middle block of ADM's networks, in the order of OpenAI's files."""
+    """Embeddings, encoder levels and middle block of ADM's networks, in the order of OpenAI's files.
+
+    The convolutions may be of a narrower type than the rest (`generators.unet.precision`); norms, embeddings
+    and the output head are float32 always, under autocast too.
+    """
+
+    recompute_activations = False
+    """Keep only the stages' outputs for the backward pass and compute the rest again: less memory, more work."""
 
     def __init__(self, config: EncoderConfig, label_classes: int | None = None) -> None:
         super().__init__()
@@ -30,7 +38,7 @@ class Encoder(nn.Module):
         if label_classes is not None:
             self.label_emb = nn.Embedding(label_classes, embedding)
         width = config.widths[0]
-        stages = [Stage(nn.Conv2d(config.in_channels, width, 3, padding=1))]
+        stages = [Stage(nn.Conv2d(config.input_channels, width, 3, padding=1))]
         self.skip_widths = [width]
         for level, (level_width, size) in enumerate(zip(config.widths, config.level_sizes, strict=True)):
             for _ in range(config.num_res_blocks):
@@ -52,6 +60,7 @@ class Encoder(nn.Module):
             config.embedding_width,
             adaptive_norm=config.adaptive_norm,
             dropout=config.dropout,
+            rescale=config.rescale_residual,
             resample=resample,
         )
 
@@ -73,17 +82,28 @@ class Encoder(nn.Module):
             return self.res_block(width, width, nn.AvgPool2d(2))
         return Downsample(width, learned=self.encoder_config.resampling == "conv")
 
-    def embed(self, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        """SiLU of the (B, E) embedding of timesteps (B,) and labels (B,), which every block starts from."""
-        embedding = self.time_embed(timestep_embedding(timesteps, self.encoder_config.channels))
-        if labels is not None:
-            embedding = embedding + self.label_emb(labels)
-        return F.silu(embedding)
+    def time_embedding(self, timesteps: Tensor) -> Tensor:
+        """Embedding (B, E) of timesteps (B,), float32; of a whole schedule it can be computed once."""
+        with torch.autocast(timesteps.device.type, enabled=False):
+            embedding: Tensor = self.time_embed(timestep_embedding(timesteps, self.encoder_config.channels))
+            return embedding
+
+    def run(self, stage: nn.Module, x: Tensor, activated_embedding: Tensor) -> Tensor:
+        """A stage's output, which is kept alone where activations are to be recomputed."""
+        if self.recompute_activations and torch.is_grad_enabled():
+            out: Tensor = checkpoint(stage, x, activated_embedding, use_reentrant=False)
+        else:
+            out = stage(x, activated_embedding)
+        return out
 
     def encode(self, x: Tensor, activated_embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The middle feature map of (B, C, H, W) images, and every stage's output, finest first."""
+        """The middle feature map of (B, C, H, W) images, and every stage's output, finest first.
+
+        `activated_embedding` is SiLU of the (B or 1, E) embedding, which every block starts from.
+        """
+        x = x.to(self.input_blocks[0][0].weight.dtype)  # type: ignore[index]
         skips = []
         for stage in self.input_blocks:
-            x = stage(x, activated_embedding)
+            x = self.run(stage, x, activated_embedding)
             skips.append(x)
-        return self.middle_block(x, activated_embedding), skips
+        return self.run(self.middle_block, x, activated_embedding), skips

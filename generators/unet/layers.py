@@ -10,20 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.unet.config import NORM_GROUPS, AttentionOrder
+from generators.unet.config import AttentionOrder
+from generators.unet.normalisation import GroupNorm
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation with 32 groups, in float32 whatever the input's type."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(NORM_GROUPS, channels, eps=1e-5)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name that nn.GroupNorm gives it
-        """Normalise (B, C, ...)."""
-        return super().forward(input.float()).to(input.dtype)
 
 
 def zero_init(module: M) -> M:
@@ -31,6 +21,11 @@ def zero_init(module: M) -> M:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def plus(fresh: Tensor, other: Tensor) -> Tensor:
+    """The sum, in the memory of `fresh`, which nobody else may hold, where no gradient needs it."""
+    return fresh + other if torch.is_grad_enabled() else fresh.add_(other)
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
@@ -76,7 +71,7 @@ class AttentionBlock(nn.Module):
         rows = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         qkv = F.linear(rows, self.qkv.weight.squeeze(2), self.qkv.bias)
         out = F.linear(attend(qkv, self.heads, self.order), self.proj_out.weight.squeeze(2), self.proj_out.bias)
-        return x + out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return plus(out.view(batch, height, width, channels).permute(0, 3, 1, 2), x)
 
 
 class Downsample(nn.Module):
@@ -109,7 +104,7 @@ class ResBlock(nn.Module):
     """Residual block conditioned on the embedding by AdaGN, or by addition (section 3.1 and Table 3).
 
     `resample` is applied, without weights, between activation and first convolution and on the skip path
-    (BigGAN's up- and downsampling block).
+    (BigGAN's up- and downsampling block). `rescale` divides the sum by sqrt(2).
     """
 
     def __init__(
@@ -120,10 +115,12 @@ class ResBlock(nn.Module):
         *,
         adaptive_norm: bool,
         dropout: float,
+        rescale: bool = False,
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.adaptive_norm = adaptive_norm
+        self.rescale = rescale
         self.in_layers = nn.Sequential(
             GroupNorm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
@@ -142,17 +139,14 @@ class ResBlock(nn.Module):
         self.resample = resample or nn.Identity()
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        """(B, C, H, W) and SiLU of the (B, E) embedding, which all blocks share, to (B, C', H', W')."""
-        norm, activation, conv = self.in_layers
-        h = conv(self.resample(activation(norm(x))))
-        condition = self.emb_layers[1](activated_embedding).to(h.dtype)[:, :, None, None]
-        norm, *rest = self.out_layers
+        """(B, C, H, W) and SiLU of the (B or 1, E) embedding, which all blocks share, to (B, C', H', W')."""
+        norm, _, conv = self.in_layers
+        h = conv(self.resample(norm(x, activate=True)))
+        condition = self.emb_layers[1](activated_embedding)
+        norm, _, dropout, conv = self.out_layers
         if self.adaptive_norm:
-            scale, shift = condition.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)
+            h = norm(h, *condition.chunk(2, dim=1), activate=True)
         else:
-            h = norm(h + condition)
-        for layer in rest:
-            h = layer(h)
-        out: Tensor = self.skip_connection(self.resample(x)) + h
-        return out
+            h = norm(plus(h, condition.to(h.dtype)[:, :, None, None]), activate=True)
+        out = plus(conv(dropout(h)), self.skip_connection(self.resample(x)))
+        return out * math.sqrt(0.5) if self.rescale else out

@@ -1,11 +1,13 @@
 """The denoising U-Net of "Diffusion Models Beat GANs on Image Synthesis" (section 3, Table 11)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generators.unet.config import UNetConfig
 from generators.unet.encoder import Encoder
-from generators.unet.layers import GroupNorm, Upsample, zero_init
+from generators.unet.layers import Upsample, zero_init
+from generators.unet.normalisation import GroupNorm
 
 
 class UNet(Encoder):
@@ -45,15 +47,21 @@ class UNet(Encoder):
         Returns (B, out_channels, H, W). Labels are given if and only if the network is class-conditional;
         ValueError otherwise.
         """
+        return self.predict(x, self.time_embedding(timesteps), labels)
+
+    def predict(self, x: Tensor, time_embedding: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As `forward`, from an embedding (B or 1, E) that was computed before."""
         if (labels is None) != (self.config.num_classes is None):
             raise ValueError(
                 "labels are missing: the network is class-conditional"
                 if labels is None
                 else "labels were given to an unconditional network"
             )
-        embedding = self.embed(timesteps, labels)
+        embedding = F.silu(time_embedding if labels is None else time_embedding + self.label_emb(labels))
         h, skips = self.encode(x, embedding)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
-        out: Tensor = self.out(h)
-        return out
+            h = self.run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
+        norm, _, head = self.out
+        with torch.autocast(h.device.type, enabled=False):
+            out: Tensor = head(norm(h.float(), activate=True))
+            return out
