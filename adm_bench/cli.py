@@ -9,7 +9,20 @@ import click
 from adm_bench.commands.options import example
 from adm_bench.errors import InputError
 
-COMMANDS = ("train", "sample", "reference", "evaluate", "compute", "report", "run", "list", "inspect")
+COMMANDS = (
+    "train",
+    "sample",
+    "figure",
+    "reference",
+    "evaluate",
+    "likelihood",
+    "compute",
+    "report",
+    "run",
+    "list",
+    "inspect",
+    "convert",
+)
 
 
 class BadInput(click.ClickException):

@@ -1,15 +1,15 @@
 """What networks and generators cost: counted (parameters, MACs, FLOPs) and measured (images a second)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from adm_bench import registry
-from generators.adm.config import AdmConfig, GuideConfig
-from generators.protocol import Generator, Trainable
-from generators.unet.classifier import Classifier
-from generators.unet.unet import UNet
+from generators.adm.config import GuideConfig, NetworkConfig, UpsamplerConfig
+from generators.adm.networks import build_network
+from generators.protocol import Generator, Trainable, Upsampler
 from metrics.flops import count_cost
 from metrics.throughput import Throughput, measure_throughput
 
@@ -25,20 +25,13 @@ class NetworkCost:
     """Forward and backward pass."""
 
 
-def build_network(config: AdmConfig | GuideConfig) -> nn.Module:
-    """The network that a configuration describes, on torch's default device."""
-    return UNet(config.model) if isinstance(config, AdmConfig) else Classifier(config.model)
-
-
-def network_cost(config: AdmConfig | GuideConfig) -> NetworkCost:
+def network_cost(config: NetworkConfig) -> NetworkCost:
     """Count a configuration's network."""
     with torch.device("meta"):
         network = build_network(config)
-        inputs = [torch.empty(1, 3, config.model.image_size, config.model.image_size), torch.empty(1)]
-        if isinstance(config, AdmConfig) and config.model.num_classes is not None:
-            inputs.append(torch.empty(1, dtype=torch.int64))
-    forward = count_cost(lambda: network(*inputs))
-    training = count_cost(lambda: network(*inputs).sum().backward())
+        forward_once = partial(network, **_inputs(config, 1))
+    forward = count_cost(forward_once)
+    training = count_cost(lambda: forward_once().sum().backward())
     return NetworkCost(
         parameters=sum(p.numel() for p in network.parameters()),
         forward_macs_per_image=forward.macs,
@@ -47,14 +40,24 @@ def network_cost(config: AdmConfig | GuideConfig) -> NetworkCost:
     )
 
 
-def sampling_flops_per_image(generator: Generator) -> int:
+def _inputs(config: NetworkConfig, batch_size: int) -> dict[str, Tensor]:
+    """Arguments of a configuration's network, on torch's default device."""
+    size = config.model.image_size
+    inputs = {"x": torch.randn(batch_size, 3, size, size), "timesteps": torch.zeros(batch_size)}
+    if config.model.num_classes is not None and not isinstance(config, GuideConfig):
+        inputs["labels"] = torch.zeros(batch_size, dtype=torch.int64)
+    if isinstance(config, UpsamplerConfig):
+        low = config.model.low_resolution
+        inputs["low_resolution"] = torch.randn(batch_size, 3, low, low)
+    return inputs
+
+
+def sampling_flops_per_image(generator: Generator | Upsampler) -> int:
     """FLOPs of all that one image takes: every network evaluation, guidance included."""
     return count_cost(generator.evaluate_once).flops * max(1, generator.network_evaluations)
 
 
-def measure_training(
-    trainer_name: str, config: AdmConfig | GuideConfig, device: torch.device, precision: str
-) -> Throughput:
+def measure_training(trainer_name: str, config: NetworkConfig, device: torch.device, precision: str) -> Throughput:
     """Images a second of whole training steps at the configuration's batch size, on random images."""
     trainer: Trainable = registry.load("trainers", trainer_name)(config, device, precision)
     batch, size = config.training.batch_size, config.model.image_size
@@ -63,12 +66,9 @@ def measure_training(
     return measure_throughput(lambda: trainer.train_step(0, images, labels), batch, device=device)
 
 
-def measure_forward(config: AdmConfig | GuideConfig, device: torch.device, batch_size: int) -> Throughput:
+def measure_forward(config: NetworkConfig, device: torch.device, batch_size: int) -> Throughput:
     """Network evaluations a second, an image each, at a batch size."""
     network = build_network(config).to(device).eval()
-    size, conditional = config.model.image_size, isinstance(config, AdmConfig) and config.model.num_classes
-    x = torch.randn(batch_size, 3, size, size, device=device)
-    timesteps = torch.zeros(batch_size, device=device)
-    labels = [torch.zeros(batch_size, dtype=torch.int64, device=device)] if conditional else []
+    inputs = {name: tensor.to(device) for name, tensor in _inputs(config, batch_size).items()}
     with torch.inference_mode():
-        return measure_throughput(lambda: network(x, timesteps, *labels), batch_size, device=device)
+        return measure_throughput(lambda: network(**inputs), batch_size, device=device)

@@ -1,5 +1,7 @@
 """What a file or a folder of ours, or of OpenAI's format, is."""
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ from adm_bench.files import file_sha256, read_json
 from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
 from adm_bench.reporting import RECORDS_FILE, SUITE_FILE
 from adm_bench.runs import RESULT_FILE, RUN_FILE, TrainingRun
-from generators.unet.checkpoint import read_header
+from generators.adm.networks import fitting_presets
+from generators.unet.checkpoint import OptimizerFile, WeightsFile, describe, read_optimizer
 
 BATCH_SIZE = 1024
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
+# What OpenAI's training calls its files: ema_0.9999_010000.pt, model010000.pt, opt010000.pt.
+TRAINING_NAME = re.compile(r"(?:ema_(?P<rate>[0-9.]+)_|(?P<raw>model)|opt)(?P<step>\d{6,})\.pt")
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -21,11 +27,17 @@ def inspect(path: Path) -> dict[str, Any]:
         return _inspect_folder(path)
     if path.suffix == ".npz":
         return _inspect_npz(path)
-    if path.suffix == ".safetensors":
-        return _inspect_weights(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    raise InputError(f"{path}: not known here; expected an npz, a safetensors file, or the folder of a run")
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise InputError(
+            f"{path}: not known here; expected an npz, weights ({', '.join(WEIGHTS_SUFFIXES)}), or the folder of a run"
+        )
+    with bad_input(path):
+        optimizer = read_optimizer(path)
+        if optimizer is not None:
+            return _optimizer(path, optimizer)
+        return _weights(describe(path))
 
 
 def _inspect_folder(path: Path) -> dict[str, Any]:
@@ -40,10 +52,49 @@ def _inspect_folder(path: Path) -> dict[str, Any]:
     raise InputError(f"{path}: the folder is neither a training run nor a suite run")
 
 
-def _inspect_weights(path: Path) -> dict[str, Any]:
-    with bad_input(path):
-        header = read_header(path)
-    return {"what": "weights", "sha256": file_sha256(path), "kind": header.kind, "config": dict(header.config)}
+def _weights(file: WeightsFile) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "what": "weights" if file.header is not None else "weights, OpenAI's format",
+        "sha256": file_sha256(file.path),
+        "parameters": file.num_parameters,
+        "tensors": len(file.shapes),
+        "dtypes": dict(Counter(str(dtype).removeprefix("torch.") for dtype in file.dtypes.values())),
+        "stored_in_16_bits": round(file.half_precision_share, 4),
+    }
+    if file.header is not None:
+        return found | {"kind": file.header.kind, "config": dict(file.header.config)}
+    return found | {
+        "presets": fitting_presets(file.shapes),
+        "weights": _averaging(file.path),
+        "step": _step(file.path),
+    }
+
+
+def _averaging(path: Path) -> str:
+    """Whether weights are averaged, by the name that OpenAI's training gives a file; of released ones nobody knows."""
+    name = TRAINING_NAME.fullmatch(path.name)
+    if name is None or not (name["raw"] or name["rate"]):
+        return "not said by the file"
+    return "raw" if name["raw"] else f"EMA, rate {name['rate']}"
+
+
+def _optimizer(path: Path, optimizer: OptimizerFile) -> dict[str, Any]:
+    return {
+        "what": "state of an optimizer, OpenAI's format",
+        "sha256": file_sha256(path),
+        "parameters": optimizer.num_parameters,
+        "tensors": optimizer.num_tensors,
+        "updates": optimizer.updates,
+        "learning_rate": optimizer.learning_rate,
+        "weight_decay": optimizer.weight_decay,
+        "step": _step(path),
+    }
+
+
+def _step(path: Path) -> int | None:
+    """The step in the name that OpenAI's training gives a file."""
+    name = TRAINING_NAME.fullmatch(path.name)
+    return None if name is None else int(name["step"])
 
 
 def _inspect_npz(path: Path) -> dict[str, Any]:

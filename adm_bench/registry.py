@@ -19,10 +19,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "gaussian": "generators.gaussian:Gaussian",
         "memorizer": "generators.memorizer:Memorizer",
         "noise": "generators.noise:Noise",
+        "upsampler": "generators.adm.upsampler:AdmUpsampler",
     },
     "trainers": {
         "adm": "generators.adm.trainer:AdmTrainer",
         "classifier": "generators.adm.trainer:ClassifierTrainer",
+        "upsampler": "generators.adm.trainer:UpsamplerTrainer",
     },
     "metrics": {
         "fid": "metrics.frechet:FID",

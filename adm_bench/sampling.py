@@ -1,9 +1,10 @@
 """Sampling: any generator, a seed an image, into OpenAI's npz, resumable at any moment."""
 
 import hashlib
+import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from adm_bench import progress, registry
+from adm_bench.bases import BaseSamples
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import (
     LOCK_FILE,
@@ -33,8 +35,9 @@ from adm_bench.provenance import provenance
 from adm_bench.runs import differences
 from generators.configuration import from_mapping
 from generators.diffusion.noise import Stream, mix_seed
-from generators.protocol import Generator, Ingredients
+from generators.protocol import Generator, Ingredients, Upsampler
 
+DEFAULT_NUM_IMAGES = 1000
 PART_PATTERN = "[0-9]*.npz"
 PLAN_FILE = "plan.json"
 
@@ -95,7 +98,7 @@ def build_generator(
     weights: Path | None = None,
     image_size: int | None = None,
     num_classes: int | None = None,
-) -> Generator:
+) -> Generator | Upsampler:
     """A generator by its registered name, from options as plain data; InputError where it cannot be built.
 
     Size and classes are the data set's where there is one.
@@ -111,9 +114,9 @@ def build_generator(
     )
     with bad_input(f"generator {name}"):
         chosen = from_mapping(factory.Options, options)
-        generator: Generator = factory.build(chosen, ingredients)
-    if not isinstance(generator, Generator):
-        raise InputError(f"generator {name}: {factory} lacks a part of adm_bench.Generator; mend the plug-in")
+        generator: Generator | Upsampler = factory.build(chosen, ingredients)
+    if not isinstance(generator, Generator | Upsampler):
+        raise InputError(f"generator {name}: {factory} is no adm_bench.Generator or Upsampler; mend the plug-in")
     if size is not None and generator.image_size != size:
         raise InputError(f"generator {name} makes images of size {generator.image_size}; expected {size}")
     return generator
@@ -124,11 +127,13 @@ class SamplingJob:
     """One set of samples, completely decided."""
 
     name: str
-    generator: Generator
+    generator: Generator | Upsampler
     description: dict[str, Any]
     """What the generator was built from, as plain data: options and digests of its inputs."""
     num_images: int
     labels: Labels | None
+    base: BaseSamples | None = None
+    """What an upsampler enlarges; None for a generator."""
     seed: int = 0
     batch_size: int = 256
 
@@ -142,6 +147,50 @@ class SamplingJob:
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
+
+
+def decide(
+    job_name: str,
+    generator: Generator | Upsampler,
+    description: Mapping[str, Any],
+    *,
+    num_images: int | None = None,
+    labels: str | None = None,
+    base: Path | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> SamplingJob:
+    """The job of a generator, or of an upsampler on the samples in `base`, which it needs.
+
+    `num_images` None takes 1000, or all of the base's; `labels` None takes balanced ones, or the base's own,
+    otherwise see `choose_labels`. InputError where they do not fit.
+    """
+    enlarged = None
+    if isinstance(generator, Upsampler):
+        if base is None:
+            raise InputError(f"generator {job_name} enlarges samples; name their file (--base)")
+        enlarged = BaseSamples(base, generator, num_images)
+        num_images = enlarged.num_images
+        description = {**description, "inputs": {**description["inputs"], "base": enlarged.sha256}}
+    elif base is not None:
+        raise InputError(f"--base is for upsamplers, and generator {job_name} is none")
+    num_images = num_images or DEFAULT_NUM_IMAGES
+    if enlarged is not None and labels is None:
+        chosen = enlarged.labels
+        if chosen is None and generator.num_classes is not None:
+            raise InputError(f"--base {base}: has no labels (arr_1), which this upsampler needs; give --labels FILE")
+    else:
+        chosen = choose_labels(labels or "balanced", num_images, generator.num_classes, seed)
+    return SamplingJob(
+        name=job_name,
+        generator=generator,
+        description=dict(description),
+        num_images=num_images,
+        labels=chosen,
+        base=enlarged,
+        seed=seed,
+        batch_size=batch_size,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +252,12 @@ def _sample_in(parts: Path, job: SamplingJob, out: Path) -> SamplingResult:
     if done:
         progress.say(f"{out}: going on from {done} of {len(paths)} batches")
     drawn_before = min(done * job.batch_size, job.num_images)
+    bases = itertools.repeat(None) if job.base is None else job.base.batches(job.batch_size)
     with progress.stage(f"sample {job.name}", job.num_images, "images", done=drawn_before) as advance:
-        for start, path in zip(starts, paths, strict=True):
+        for start, path, base in zip(starts, paths, bases, strict=False):
             if not path.exists():
                 indices = range(start, min(start + job.batch_size, job.num_images))
-                _sample_part(job, indices, path, advance)
+                _sample_part(job, indices, base, path, advance)
     seconds = [float(NpzFile(path).load("sec")) for path in paths]
     size = job.generator.image_size
     counts = [min(job.batch_size, job.num_images - start) for start in starts]
@@ -257,17 +307,26 @@ def _remove_parts(parts: Path) -> None:
         path.unlink()
 
 
-def _sample_part(job: SamplingJob, indices: range, path: Path, advance: progress.Advance) -> None:
+def _draw(job: SamplingJob, indices: range, base: Images | None, advance: progress.Advance) -> torch.Tensor:
     labels = None if job.labels is None else torch.from_numpy(job.labels[indices.start : indices.stop])
     share = len(indices) / max(1, job.generator.network_evaluations)
-    began = time.perf_counter()
+    seeds = image_seeds(job.seed, indices)
     try:
-        images = job.generator.sample(image_seeds(job.seed, indices), labels, lambda: advance(share)).cpu()
+        if isinstance(job.generator, Upsampler):
+            images = job.generator.upsample(torch.from_numpy(base), seeds, labels, lambda: advance(share))
+        else:
+            images = job.generator.sample(seeds, labels, lambda: advance(share))
     except FloatingPointError as error:
         raise InputError(f"generator {job.name}: {error}") from error
-    sec = time.perf_counter() - began
     if not job.generator.network_evaluations:
         advance(share)
+    return images.cpu()
+
+
+def _sample_part(job: SamplingJob, indices: range, base: Images | None, path: Path, advance: progress.Advance) -> None:
+    began = time.perf_counter()
+    images = _draw(job, indices, base, advance)
+    sec = time.perf_counter() - began
     size = job.generator.image_size
     if images.dtype != torch.uint8 or tuple(images.shape) != (len(indices), 3, size, size):
         raise InputError(

@@ -1,9 +1,6 @@
-"""Suites: one file that names data, generators and measurements; one command that does it all."""
+"""A suite at work: one command trains, samples, measures and reports what a suite file names."""
 
-import re
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,129 +11,24 @@ from adm_bench import progress, registry, reporting
 from adm_bench.compute import network_cost, sampling_flops_per_image
 from adm_bench.devices import describe_device
 from adm_bench.errors import InputError, bad_input
-from adm_bench.evaluation import DEFAULT_METRICS, evaluate, load_features, load_metrics
+from adm_bench.evaluation import evaluate, load_features, load_metrics
 from adm_bench.files import check_writable, file_sha256, is_foreign, read_json, sole_user, write_json
 from adm_bench.images.dataset import Dataset
 from adm_bench.images.sources import open_dataset
 from adm_bench.records import Circumstances, evaluated, measured, write_records
 from adm_bench.references import write_reference
 from adm_bench.runs import WEIGHTS_FILE, differences, find_weights
-from adm_bench.sampling import SamplingJob, build_generator, choose_labels, sample
+from adm_bench.sampling import build_generator, choose_labels, decide, sample
+from adm_bench.suite_file import GeneratorSpec, Suite, TrainingSpec
 from adm_bench.training import TrainingJob, train
+from generators.adm.config import UpsamplerConfig
 from generators.adm.presets import preset
-from generators.configuration import from_mapping, to_mapping, unknown_name, with_changes
+from generators.configuration import from_mapping, to_mapping, with_changes
 from metrics.protocol import Features
 from reports.records import Record, from_json_line, to_json_line
 
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 Work = Callable[[bool], list[Record]]
 """Does a stage; told whether to replace what an earlier one left."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSpec:
-    """One network to train: a preset and what differs from it."""
-
-    preset: str
-    set: dict[str, Any] = field(default_factory=dict)
-    """Dotted fields and their values, such as `"training.steps" = 100`."""
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        """Refuse an interval that never comes."""
-        if self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every is {self.checkpoint_every}; expected 1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorSpec:
-    """One row of the report: a generator and how it is to sample."""
-
-    generator: str
-    weights: str | None = None
-    """A network trained by this suite, or the path of weights or of a run."""
-    classifier: str | None = None
-    """Likewise, for guidance."""
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """A classifier's digest is part of the plan, so it has one place only."""
-        if "classifier" in self.options:
-            raise ValueError("classifier stands beside options, not in them")
-
-    @property
-    def all_options(self) -> dict[str, Any]:
-        """The options with the classifier among them, as the generator reads them."""
-        return self.options | ({"classifier": self.classifier} if self.classifier else {})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suite:
-    """A suite file."""
-
-    title: str
-    data: str
-    image_size: int | None = None
-    features: str
-    metrics: tuple[str, ...] = DEFAULT_METRICS
-    num_images: int
-    labels: str = "balanced"
-    batch_size: int = 256
-    seed: int = 0
-    train: dict[str, TrainingSpec] = field(default_factory=dict)
-    generators: dict[str, GeneratorSpec]
-
-    def __post_init__(self) -> None:
-        """Names must be known and numbers possible before anything starts."""
-        if self.num_images < 1 or self.batch_size < 1 or self.seed < 0:
-            raise ValueError(
-                f"num_images is {self.num_images}, batch_size {self.batch_size} and seed {self.seed}; "
-                "expected 1 or more, 1 or more, and 0 or more"
-            )
-        if not self.generators:
-            raise ValueError("there are no generators to compare; add a table [generators.NAME]")
-        for name in (*self.train, *self.generators):
-            if not FILE_NAME.fullmatch(name):
-                raise ValueError(
-                    f"the name {name!r} is to be part of file names; use letters, digits, '.', '_' and '-'"
-                )
-
-
-def read_suite(path: Path) -> Suite:
-    """A suite from its TOML file; InputError where the file, or anything it names, is wrong."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no readable suite file ({error}); see examples/digits.toml") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not valid TOML ({error})") from error
-    with bad_input(path):
-        suite = from_mapping(Suite, values)
-        resolved(suite)
-    for spec in suite.generators.values():
-        for weights in (spec.weights, spec.classifier):
-            if weights is not None and weights not in suite.train and not Path(weights).exists():
-                raise InputError(
-                    f"{path}: {unknown_name('weights', weights, suite.train)}; and no file or run has that path"
-                )
-    known = {
-        "features": [suite.features],
-        "metrics": list(suite.metrics),
-        "generators": [spec.generator for spec in suite.generators.values()],
-    }
-    for group, names in known.items():
-        for name in names:
-            if name not in registry.rows(group):
-                raise InputError(f"{path}: {unknown_name(group.removesuffix('s'), name, registry.rows(group))}")
-    for row, generator in suite.generators.items():
-        with bad_input(f"{path}: generators.{row}.options"):
-            from_mapping(registry.load("generators", generator.generator).Options, generator.all_options)
-    return suite
-
-
-def resolved(suite: Suite) -> dict[str, Any]:
-    """The whole configuration of every network that a suite trains, as plain data."""
-    return {name: to_mapping(with_changes(preset(spec.preset).config, spec.set)) for name, spec in suite.train.items()}
 
 
 class SuiteRun:
@@ -154,16 +46,30 @@ class SuiteRun:
         self.dataset: Dataset = open_dataset(suite.data, suite.image_size)
         self.features: Features = load_features(suite.features, device)
         self.metrics = load_metrics(suite.metrics)
+        self.reported = [row for row, spec in suite.generators.items() if self._is_reported(spec)]
+        if not self.reported:
+            raise InputError(f"no generator makes images of the data's size, {self.dataset.image_size}; add one")
         self.records: list[Record] = []
+        self.sampling_records: dict[str, list[Record]] = {}
         self.jobs = {name: self._job(spec) for name, spec in suite.train.items()}
         self._check()
 
+    def _is_reported(self, spec: GeneratorSpec) -> bool:
+        return spec.image_size in (None, self.dataset.image_size)
+
+    def _dataset_of(self, image_size: int | None) -> Dataset:
+        """The suite's data, at another size where a part of an upsampling stack needs it."""
+        if image_size in (None, self.dataset.image_size):
+            return self.dataset
+        return open_dataset(self.suite.data, image_size)
+
     def _job(self, spec: TrainingSpec) -> TrainingJob:
         chosen = preset(spec.preset)
+        config = with_changes(chosen.config, spec.set)
         return TrainingJob(
             trainer=chosen.trainer,
-            config=with_changes(chosen.config, spec.set),
-            dataset=self.dataset,
+            config=config,
+            dataset=self._dataset_of(config.model.image_size),
             device=self.device,
             seed=self.suite.seed,
             checkpoint_every=spec.checkpoint_every,
@@ -181,11 +87,25 @@ class SuiteRun:
         choose_labels(self.suite.labels, self.suite.num_images, self.dataset.num_classes, self.suite.seed)
         for row, spec in self.suite.generators.items():
             factory = registry.load("generators", spec.generator)
+            self._check_base(row, spec, enlarges=hasattr(factory, "upsample"))
             if spec.weights not in self.jobs or not hasattr(factory, "check"):
                 continue
             guide = self.jobs[spec.classifier].config if spec.classifier in self.jobs else None
             with bad_input(f"generators.{row}"):
                 factory.check(from_mapping(factory.Options, spec.all_options), self.jobs[spec.weights].config, guide)
+
+    def _check_base(self, row: str, spec: GeneratorSpec, *, enlarges: bool) -> None:
+        """An upsampler needs a base of the size that its network enlarges, and nothing else has a base."""
+        if enlarges != (spec.base is not None):
+            what = "enlarges samples; give it a base" if enlarges else "enlarges nothing; it can have no base"
+            raise InputError(f"generators.{row}: generator '{spec.generator}' {what}")
+        config = self.jobs[spec.weights].config if spec.weights in self.jobs else None
+        base = self.suite.generators.get(spec.base or "")
+        if base is None or not isinstance(config, UpsamplerConfig):
+            return
+        found, expected = base.image_size or self.dataset.image_size, config.model.low_resolution
+        if found != expected:
+            raise InputError(f"generators.{row}: its base {spec.base} has images of {found}; it enlarges {expected}")
 
     def run(self) -> None:
         """Do everything that is not done, then write the report."""
@@ -217,10 +137,11 @@ class SuiteRun:
             self._train(name, spec, self.jobs[name])
         for row, generator in self.suite.generators.items():
             self._sample(row, generator)
-            self._evaluate(row, generator)
+            if row in self.reported:
+                self._evaluate(row, generator)
         write_json(description, to_mapping(self.suite))  # a changed suite, now that no stage has refused it
         write_records(self.folder / reporting.RECORDS_FILE, self.records)
-        for row in self.suite.generators:
+        for row in self.reported:
             reporting.write_grid(self._samples(row), self.folder, row, self.dataset.num_classes)
         reporting.write_reports(self.folder)
 
@@ -294,6 +215,12 @@ class SuiteRun:
             return self._training_folder(name) / WEIGHTS_FILE
         return find_weights(Path(name), "weights")
 
+    def _base(self, name: str | None) -> Path | None:
+        """Samples by the name of a generator of this suite, or by path."""
+        if name is None:
+            return None
+        return self._samples(name) if name in self.suite.generators else Path(name)
+
     def _sample(self, name: str, spec: GeneratorSpec) -> None:
         suite = self.suite
         weights = self._weights(spec.weights) if spec.weights else None
@@ -304,13 +231,15 @@ class SuiteRun:
         if spec.classifier is not None:
             options["classifier"] = str(self._weights(spec.classifier))
             inputs["classifier"] = file_sha256(self._weights(spec.classifier))
-        generator = build_generator(spec.generator, options, device=self.device, dataset=self.dataset, weights=weights)
-        job = SamplingJob(
-            name=name,
-            generator=generator,
-            description={"generator": spec.generator, "options": spec.options, "inputs": inputs},
+        dataset = self._dataset_of(spec.image_size)
+        generator = build_generator(spec.generator, options, device=self.device, dataset=dataset, weights=weights)
+        job = decide(
+            name,
+            generator,
+            {"generator": spec.generator, "options": spec.options, "inputs": inputs},
             num_images=suite.num_images,
-            labels=choose_labels(suite.labels, suite.num_images, generator.num_classes, suite.seed),
+            labels=suite.labels if spec.base is None else None,
+            base=self._base(spec.base),
             seed=suite.seed,
             batch_size=suite.batch_size,
         )
@@ -323,13 +252,21 @@ class SuiteRun:
                 "network_evaluations_per_image": generator.network_evaluations,
                 "sampling_flops_per_image": flops,
             }
-            return measured(values, self._row(name, spec, inputs, batch_size=suite.batch_size))
+            row = self._row(name, spec, inputs, batch_size=suite.batch_size)
+            return measured(_with_base(values, self.sampling_records.get(spec.base or "", [])), row)
 
+        before = len(self.records)
         self._stage(f"sample/{name}", job.plan(), self._samples(name), work, costly=True)
+        self.sampling_records[name] = self.records[before:]
+        if name not in self.reported:
+            del self.records[before:]
 
     def _row(self, name: str, spec: GeneratorSpec, inputs: Mapping[str, str], **more: Any) -> Circumstances:
         settings = {**({} if spec.generator == name else {"generator": spec.generator}), **spec.options, **more}
-        return self._circumstances(name, num_images=self.suite.num_images, settings=settings, inputs=inputs)
+        precision = spec.options.get("precision", "fp32")
+        return self._circumstances(
+            name, num_images=self.suite.num_images, settings=settings, inputs=inputs, precision=precision
+        )
 
     def _evaluate(self, name: str, spec: GeneratorSpec) -> None:
         inputs = {"samples": file_sha256(self._samples(name)), "reference": file_sha256(self._reference_path)}
@@ -340,3 +277,14 @@ class SuiteRun:
             return evaluated(evaluation, self.metrics, self._row(name, spec, inputs))
 
         self._stage(f"evaluate/{name}", plan, self._samples(name), work, costly=False)
+
+
+def _with_base(values: Mapping[str, float], base: Sequence[Record]) -> dict[str, float]:
+    """What a stack costs: an upsampler's costs and those of the samples it started from."""
+    total = dict(values)
+    for record in base:
+        if record.quantity == "sampling_images_per_sec" and record.value:
+            total[record.quantity] = 1 / (1 / total[record.quantity] + 1 / record.value)
+        elif record.quantity in total:
+            total[record.quantity] += record.value or 0
+    return total

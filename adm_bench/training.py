@@ -15,7 +15,7 @@ from adm_bench.errors import InputError, bad_input
 from adm_bench.files import atomic_path, read_json, write_json, write_text
 from adm_bench.images.dataset import Dataset, TrainingOrder
 from adm_bench.runs import TrainingRun
-from generators.adm.config import AdmConfig, GuideConfig
+from generators.adm.config import NetworkConfig
 from generators.configuration import to_mapping
 from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import Trainable
@@ -29,7 +29,7 @@ class TrainingJob:
     """One training run, completely decided."""
 
     trainer: str
-    config: AdmConfig | GuideConfig
+    config: NetworkConfig
     dataset: Dataset
     device: torch.device
     precision: str = "fp32"

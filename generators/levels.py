@@ -1,4 +1,4 @@
-"""From the model's range to the 256 levels of an image."""
+"""Between the 256 levels of an image and the model's range."""
 
 from typing import Literal
 
@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 Rounding = Literal["truncate", "nearest"]
+
+
+def from_uint8(levels: Tensor) -> Tensor:
+    """256 levels to float32 in [-1, 1]."""
+    return levels.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor, rounding: Rounding) -> Tensor:

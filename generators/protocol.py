@@ -61,12 +61,39 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Upsampler(Protocol):
-    """Turns low-resolution images into high-resolution ones."""
+    """Turns low-resolution images into high-resolution ones: a generator that starts from another's samples."""
 
+    Options: ClassVar[type[Any]]
+    """Frozen dataclass of the settings that a user may choose."""
     image_size: int
+    base_size: int
+    """Side of the images that it enlarges."""
+    num_classes: int | None
+    network_evaluations: int
+    """Evaluations of the network that one image costs; 0 where there is no network."""
 
-    def upsample(self, images: Tensor, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
-        """uint8 (B, 3, h, w) to uint8 (B, 3, image_size, image_size); image i draws from seed i alone."""
+    @classmethod
+    def build(cls, options: Any, ingredients: Ingredients) -> "Upsampler":
+        """See `Generator`."""
+
+    def upsample(
+        self, images: Tensor, seeds: Sequence[int], labels: Tensor | None, evaluated: Callable[[], None] = ...
+    ) -> Tensor:
+        """uint8 (B, 3, base_size, base_size) to uint8 (B, 3, image_size, image_size), on any device.
+
+        Image i depends on image i, seed i and label i (B,) alone; for the rest see `Generator.sample`.
+        """
+
+    def evaluate_once(self) -> None:
+        """See `Generator`."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A generator that can say how it will sample: what its options leave open included."""
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting, resolved, as plain data."""
 
 
 @runtime_checkable

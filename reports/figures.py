@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, ConnectionPatch
 from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from reports.label_layout import Box, place_labels
 from reports.quantities import QUANTITIES, Quantity
@@ -24,7 +25,9 @@ from reports.records import Record
 from reports.tables import Sheet, best_in_column, compute_sheet, quality_sheet
 
 GRID_GAP_PX = 2
+CAPTION_GAP_PX = 8
 
+_CAPTION_PX = 14
 _WIDTH_PT, _HEIGHT_PT = 400, 300
 _FONT_PT = 12.5  # 11 px on a phone, where the plot is about 350 px wide
 _LABEL_GAP_PT = 7.0
@@ -54,6 +57,31 @@ def sample_grid(images: NDArray[np.uint8], columns: int, scale: int) -> Image.Im
         tile[..., :3] = image
         tile[..., 3] = 255
     return Image.fromarray(canvas)
+
+
+def captioned_strips(strips: Sequence[tuple[str, NDArray[np.uint8]]], scale: int) -> Image.Image:
+    """Lay rows of uint8 images, N x H x W x 3 each, one below the other on white, a caption to the left of each.
+
+    The images lie as in `sample_grid`, every pixel enlarged to `scale` x `scale`. Captions are a line each, and
+    never higher than their images. No rows, rows of different shapes, and what `sample_grid` refuses raise
+    ValueError.
+    """
+    shapes = sorted({images.shape for _, images in strips})
+    if len(shapes) != 1:
+        raise ValueError(f"strips of shapes {', '.join(map(str, shapes)) or 'none'}, expected one or more of one shape")
+    grid = sample_grid(np.concatenate([images for _, images in strips]), max(1, shapes[0][0]), scale)
+    tile = shapes[0][1] * scale
+    # the typeface comes with matplotlib, so the picture does not depend on what is installed
+    typeface = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    font = ImageFont.truetype(str(typeface), min(_CAPTION_PX, tile))
+    left = max(math.ceil(font.getlength(caption)) for caption, _ in strips) + 2 * CAPTION_GAP_PX
+    canvas = Image.new("RGB", (left + grid.width + CAPTION_GAP_PX, grid.height + 2 * CAPTION_GAP_PX), "white")
+    canvas.paste(grid, (left, CAPTION_GAP_PX), mask=grid)
+    draw = ImageDraw.Draw(canvas)
+    for row, (caption, _) in enumerate(strips):
+        middle = CAPTION_GAP_PX + row * (tile + GRID_GAP_PX) + tile // 2
+        draw.text((left - CAPTION_GAP_PX, middle), caption, fill=_INK, font=font, anchor="rm")
+    return canvas
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -8,13 +8,15 @@ from adm_bench.commands.options import FILE, example, print_json
 
 
 @click.command(
-    epilog=example("adm-bench inspect samples.npz", "adm-bench inspect runs/adm", "adm-bench inspect runs/digits")
+    epilog=example(
+        "adm-bench inspect samples.npz", "adm-bench inspect 64x64_diffusion.pt", "adm-bench inspect runs/digits"
+    )
 )
 @click.argument("path", type=FILE)
 def command(path: Path) -> None:
     """Say what a file or a run is.
 
-    Samples, reference, weights, the folder of a training run or of a suite run.
+    Samples, reference, weights (ours, or a .pt of OpenAI's form), the folder of a training run or of a suite run.
     """
     from adm_bench.inspection import inspect
 

@@ -11,6 +11,28 @@ FILE = click.Path(path_type=Path)
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
+class SamplingSteps(click.ParamType[dict[str, object]]):
+    """Steps to sample in: one number, or one for each of equal sections of the process."""
+
+    name = "N|N,N,..."
+
+    def convert(
+        self, value: str | dict[str, object], param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, object]:
+        """The option of a diffusion sampler that says so."""
+        if isinstance(value, dict):
+            return value
+        try:
+            steps = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no number of steps; expected 250, or 90,60,60,20,20", param, ctx)
+        if len(steps) > 1:
+            return {"section_steps": steps}
+        if steps[0] < 2:
+            self.fail(f"{steps[0]} is too few; expected 2 or more", param, ctx)
+        return {"sampling_steps": steps[0]}
+
+
 def device_option(command: F) -> F:
     """`--device`."""
     return click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")(command)

@@ -20,7 +20,8 @@ def command(suite: Path, out: Path | None, device: str, overwrite: bool, dry_run
     """
     from adm_bench.devices import choose_device
     from adm_bench.reporting import print_report, read_report
-    from adm_bench.suite import SuiteRun, read_suite, resolved
+    from adm_bench.suite import SuiteRun
+    from adm_bench.suite_file import read_suite, resolved
     from generators.configuration import to_mapping
 
     read = read_suite(suite)

@@ -16,13 +16,14 @@ from adm_bench.commands.options import (
     set_option,
 )
 
-DEFAULT_PRESETS = {"adm": "digits8", "classifier": "digits8_classifier"}
+DEFAULT_PRESETS = {"adm": "digits8", "classifier": "digits8_classifier", "upsampler": "digits8_16_upsampler"}
 
 
 @click.command(
     epilog=example(
         "adm-bench train adm --data digits --preset digits8 --out runs/adm",
         "adm-bench train classifier --data digits --preset digits8_classifier --out runs/cls",
+        "adm-bench train upsampler --data digits --preset digits8_16_upsampler --out runs/up",
         "adm-bench train adm --data digits --out runs/wide --set model.channels=64 --steps 2000",
     )
 )
@@ -56,7 +57,7 @@ def command(
 ) -> None:
     """Train a network on a data set.
 
-    TRAINER is adm or classifier. Killed and repeated, the command goes on where it was.
+    TRAINER is adm, classifier or upsampler. Killed and repeated, the command goes on where it was.
     """
     from adm_bench import registry
     from adm_bench.compute import network_cost

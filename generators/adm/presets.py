@@ -1,26 +1,16 @@
-"""Named configurations: each states only what differs from the defaults."""
+"""Named configurations: the digits' and OpenAI's."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
-from generators.adm.config import AdmConfig, GuideConfig
+from generators.adm.config import AdmConfig, GuideConfig, UpsamplerConfig
+from generators.adm.preset_row import Preset, PresetSampling
+from generators.adm.released import RELEASED
 from generators.configuration import unknown_name
 from generators.diffusion.process import DiffusionConfig
 from generators.training.config import TrainingConfig
-from generators.unet.config import ClassifierConfig, UNetConfig
+from generators.unet.config import ClassifierConfig, SuperResolutionConfig, UNetConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """A named starting point for one kind of training."""
-
-    summary: str
-    config: AdmConfig | GuideConfig
-
-    @property
-    def trainer(self) -> str:
-        """The trainer that it is for."""
-        return "adm" if isinstance(self.config, AdmConfig) else "classifier"
-
+__all__ = ["PRESETS", "Preset", "PresetSampling", "preset"]
 
 COSINE = DiffusionConfig(schedule="cosine")
 DIGITS_TRAINING = TrainingConfig(
@@ -49,11 +39,21 @@ def _digits_classifier(size: int) -> GuideConfig:
     return GuideConfig(model=model, diffusion=COSINE, training=DIGITS_CLASSIFIER_TRAINING)
 
 
+def _digits_upsampler() -> UpsamplerConfig:
+    model = SuperResolutionConfig(
+        low_resolution=8, image_size=16, channels=32, channel_mult=(1, 2), num_res_blocks=1,
+        attention_resolutions=(LARGEST_ATTENTION,), head_channels=32, num_classes=10,
+    )  # fmt: skip
+    return UpsamplerConfig(model=model, diffusion=COSINE, training=replace(DIGITS_TRAINING, steps=1200))
+
+
 PRESETS = {
     "digits8": Preset(summary="ADM for 8x8 handwritten digits", config=_digits(8)),
     "digits8_classifier": Preset(summary="guides digits8", config=_digits_classifier(8)),
     "digits16": Preset(summary="ADM for 16x16 handwritten digits", config=_digits(16)),
     "digits16_classifier": Preset(summary="guides digits16", config=_digits_classifier(16)),
+    "digits8_16_upsampler": Preset(summary="enlarges handwritten digits from 8x8 to 16x16", config=_digits_upsampler()),
+    **RELEASED,
 }
 
 

@@ -13,13 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from generators.diffusion.schedule import (
-    Schedule,
-    ScheduleName,
-    betas,
-    ddim_timesteps,
-    section_timesteps,
-)
+from generators.diffusion.schedule import Respacing, Schedule, ScheduleName, betas, kept_timesteps
+from generators.diffusion.timesteps import TimestepSamplerName
 
 Prediction = Literal["epsilon", "x0", "previous-x"]
 Variance = Literal["fixed-small", "fixed-large", "learned", "learned-range"]
@@ -41,6 +36,8 @@ class DiffusionConfig:
     loss: Loss = "hybrid"
     rescale_timesteps: bool = False
     """Tell the network timesteps in [0, 1000), whatever their number."""
+    timestep_sampler: TimestepSamplerName = "uniform"
+    """Which steps training draws: `uniform`, or oftener where the `loss-second-moment` is large."""
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -68,7 +65,9 @@ class Posterior:
 class Diffusion:
     """A diffusion process with its tables on one device; sampling on fewer steps is a respaced one.
 
-    Symbols follow Ho et al. 2020: beta, and abar the cumulative product of 1 - beta.
+    `respacing` says which steps are kept (`kept_timesteps`); `num_steps` with a `spacing` says the same for
+    a number of them. Symbols follow Ho et al. 2020: beta, and abar the cumulative product of 1 - beta.
+    ValueError where there are no such steps.
     """
 
     def __init__(
@@ -77,14 +76,14 @@ class Diffusion:
         *,
         num_steps: int | None = None,
         spacing: Spacing = "even",
+        respacing: Respacing = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        timesteps = tuple(range(config.num_timesteps))
-        if num_steps is not None and spacing == "ddim":
-            timesteps = ddim_timesteps(config.num_timesteps, num_steps)
-        elif num_steps is not None:
-            timesteps = section_timesteps(config.num_timesteps, (num_steps,))
-        self._set_up(config, timesteps, torch.device(device))
+        if num_steps is not None:
+            if respacing is not None:
+                raise ValueError(f"num_steps is {num_steps} and respacing {respacing!r}; give one of them")
+            respacing = f"ddim{num_steps}" if spacing == "ddim" else num_steps
+        self._set_up(config, kept_timesteps(config.num_timesteps, respacing), torch.device(device))
 
     @classmethod
     def with_timesteps(

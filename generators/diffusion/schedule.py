@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ScheduleName = Literal["linear", "cosine"]
+Respacing = int | Sequence[int] | str | None
+"""Which steps are kept: a number of them, numbers for equal sections, a text as the field writes it, or all."""
 SHORTEST_LINEAR_SCHEDULE = 21  # below, the last beta reaches 1 and the signal vanishes before the end
 
 Array = NDArray[np.float64]
@@ -40,6 +43,28 @@ def betas(name: ScheduleName, num_timesteps: int) -> Array:
     return np.array([min(1 - signal(after) / signal(before), 0.999) for before, after in pairs])
 
 
+def kept_timesteps(num_timesteps: int, respacing: Respacing) -> tuple[int, ...]:
+    """The timesteps that a respacing keeps, ascending.
+
+    Texts are those of guided-diffusion's timestep_respacing: "250", "90,60,60,20,20" and "ddim25". ValueError
+    where there are no such steps, with the nearest number that there is, or where the text has another form.
+    """
+    if respacing is None:
+        return tuple(range(num_timesteps))
+    if isinstance(respacing, int):
+        return section_timesteps(num_timesteps, (respacing,))
+    if not isinstance(respacing, str):
+        return section_timesteps(num_timesteps, respacing)
+    if re.fullmatch(r"ddim-?\d+", respacing):
+        return ddim_timesteps(num_timesteps, int(respacing.removeprefix("ddim")))
+    if re.fullmatch(r"\d+(,\d+)*", respacing):
+        return section_timesteps(num_timesteps, [int(count) for count in respacing.split(",")])
+    raise ValueError(
+        f"respacing {respacing!r} has none of the forms '250' (evenly), '90,60,60,20,20' (in equal sections) "
+        "and 'ddim25' (a stride)"
+    )
+
+
 def ddim_timesteps(num_timesteps: int, num_kept: int) -> tuple[int, ...]:
     """Every stride-th step from 0, with the smallest stride that keeps exactly `num_kept` of them.
 
@@ -60,14 +85,18 @@ def section_timesteps(num_timesteps: int, counts: Sequence[int]) -> tuple[int, .
     """Cut the steps into equal sections and keep `counts` evenly spaced steps of each, ends included.
 
     The first sections are one longer where the division leaves a rest. ValueError where a section is
-    shorter than its count.
+    shorter than its count, or there is none.
     """
+    if not counts:
+        raise ValueError("a respacing into no sections keeps no steps; expected one number of steps or more")
     size, rest = divmod(num_timesteps, len(counts))
     start, kept = 0, []
     for index, count in enumerate(counts):
         length = size + (index < rest)
         if not 0 <= count <= length:
-            raise ValueError(f"cannot keep {count} of the {length} steps in a section; expected 0 to {length}")
+            place = f" in section {index + 1} of {len(counts)}" if len(counts) > 1 else ""
+            nearest = min(max(count, 0), length)
+            raise ValueError(f"cannot keep {count} of the {length} steps{place}; the nearest possible is {nearest}")
         stride = 1.0 if count <= 1 else (length - 1) / (count - 1)
         position = 0.0  # summed, not multiplied: the reference's rounding of ties depends on it
         for _ in range(count):
@@ -90,14 +119,13 @@ class Schedule:
     def respaced(cls, all_betas: Array, timesteps: Sequence[int]) -> "Schedule":
         """Keep only `timesteps`, so that the noise level at each of them stays what it was.
 
-        ValueError where fewer than two steps are kept.
+        ValueError where fewer than two steps are kept, or others than there are.
         """
         kept = tuple(sorted(set(timesteps)))
-        if len(kept) < 2 or kept[0] < 0 or kept[-1] >= len(all_betas):
-            raise ValueError(
-                f"{len(kept)} kept steps between {min(kept, default=0)} and {max(kept, default=0)}; "
-                f"expected 2 or more between 0 and {len(all_betas) - 1}"
-            )
+        if len(kept) < 2:
+            raise ValueError(f"{len(kept)} of the {len(all_betas)} steps kept is too few; expected 2 or more")
+        if kept[0] < 0 or kept[-1] >= len(all_betas):
+            raise ValueError(f"the timesteps run from {kept[0]} to {kept[-1]}; expected 0 to {len(all_betas) - 1}")
         if len(kept) == len(all_betas):
             return cls(timesteps=kept, betas=all_betas)
         signal = np.cumprod(1 - all_betas)[list(kept)]

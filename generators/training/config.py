@@ -23,6 +23,10 @@ class TrainingConfig:
     """Average young weights faster: rate min(ema_rate, (1 + step) / (10 + step))."""
     flip: bool = False
     """Mirror half of the images, left to right."""
+    recompute_activations: bool = False
+    """Save memory by computing activations twice; the result is the same."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster steps on a GPU."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""

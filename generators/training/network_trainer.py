@@ -5,12 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from generators.training.average import WeightAverage
 from generators.training.config import TrainingConfig
+from generators.unet.encoder import Encoder
+from generators.unet.precision import TYPES
 
-AUTOCAST_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -33,13 +34,15 @@ class NetworkTrainer(ABC):
     Subclasses give `losses`. Weights, average and optimizer state stay float32 in every precision.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig, device: torch.device, precision: str) -> None:
-        if precision not in AUTOCAST_TYPES:
-            raise ValueError(f"precision is {precision!r}; expected one of {', '.join(AUTOCAST_TYPES)}")
+    def __init__(self, network: Encoder, config: TrainingConfig, device: torch.device, precision: str) -> None:
+        if precision not in TYPES:
+            raise ValueError(f"precision is {precision!r}; expected one of {', '.join(TYPES)}")
         self.network = network.to(device).train()
+        self.network.recompute_activations = config.recompute_activations
+        self.compiled = torch.compile(self.network) if config.compile else self.network
         self.training = config
         self.device = device
-        self.autocast_type = AUTOCAST_TYPES[precision]
+        self.autocast_type = TYPES[precision]
         self.parameters = dict(network.named_parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True

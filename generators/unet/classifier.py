@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from generators.unet.config import ClassifierConfig
 from generators.unet.encoder import Encoder
-from generators.unet.layers import attend, zero_init
+from generators.unet.layers import attend, without_autocast, zero_init
 from generators.unet.normalisation import GroupNorm
 
 SPATIAL_HIDDEN_WIDTH = 2048
@@ -67,7 +67,7 @@ class Classifier(Encoder):
     def classify(self, x: Tensor, time_embedding: Tensor) -> Tensor:
         """As `forward`, from an embedding (B or 1, E) that was computed before."""
         h, skips = self.encode(x, F.silu(time_embedding))
-        with torch.autocast(h.device.type, enabled=False):
+        with without_autocast(h.device):
             if self.config.pool.startswith("spatial"):
                 h = torch.cat([feature_map.float().mean(dim=(2, 3)) for feature_map in (*skips, h)], dim=1)
             out: Tensor = self.out(h.float())

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generators.unet.config import EncoderConfig
-from generators.unet.layers import AttentionBlock, Downsample, ResBlock, timestep_embedding
+from generators.unet.layers import AttentionBlock, Downsample, ResBlock, timestep_embedding, without_autocast
 
 
 class Stage(nn.Sequential):
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
 
     def time_embedding(self, timesteps: Tensor) -> Tensor:
         """Embedding (B, E) of timesteps (B,), float32; of a whole schedule it can be computed once."""
-        with torch.autocast(timesteps.device.type, enabled=False):
+        with without_autocast(timesteps.device):
             embedding: Tensor = self.time_embed(timestep_embedding(timesteps, self.encoder_config.channels))
             return embedding
 

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H and W sides of a feature map, T = H * W positions
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,11 @@ def zero_init(module: M) -> M:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Types as they are, whatever autocast is on around."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def plus(fresh: Tensor, other: Tensor) -> Tensor:

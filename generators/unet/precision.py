@@ -13,6 +13,12 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 N = TypeVar("N", bound=Encoder)
 
 
+def memory_format(device: torch.device, precision: Precision) -> torch.memory_format:
+    """The layout in which inference is fastest: channels last, but not for float32 on accelerators."""
+    last = device.type == "cpu" or precision != "fp32"
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def set_precision(network: N, precision: Precision) -> N:
     """Convert the convolutions of all stages, once; norms, embeddings and the head stay float32. For inference.
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from generators.unet.config import UNetConfig
 from generators.unet.encoder import Encoder
-from generators.unet.layers import Upsample, zero_init
+from generators.unet.layers import Upsample, without_autocast, zero_init
 from generators.unet.normalisation import GroupNorm
 
 
@@ -62,6 +62,6 @@ class UNet(Encoder):
         for stage in self.output_blocks:
             h = self.run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
         norm, _, head = self.out
-        with torch.autocast(h.device.type, enabled=False):
+        with without_autocast(h.device):
             out: Tensor = head(norm(h.float(), activate=True))
             return out

@@ -9,11 +9,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from adm_bench.cli import main
+from generators.adm.networks import build_network
 from generators.adm.presets import PRESETS
 from generators.configuration import to_mapping
 from generators.unet.checkpoint import WeightsHeader, write_weights
-from generators.unet.classifier import Classifier
-from generators.unet.unet import UNet
 
 TINY = [
     "--set",
@@ -76,13 +75,14 @@ def model(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Weights of an ADM and a classifier in which no layer is left at its zero start: every input counts."""
+    """Weights of one network of each kind in which no layer is left at its zero start: every input counts."""
     folder = tmp_path_factory.mktemp("filled")
     paths = {}
-    for kind, name, network_type in (("adm", "digits8", UNet), ("classifier", "digits8_classifier", Classifier)):
+    names = {"adm": "digits8", "classifier": "digits8_classifier", "upsampler": "digits8_16_upsampler"}
+    for kind, name in names.items():
         config = PRESETS[name].config
         torch.manual_seed(0)
-        network = network_type(config.model)  # type: ignore[arg-type]
+        network = build_network(config)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         paths[kind] = folder / f"{kind}.safetensors"

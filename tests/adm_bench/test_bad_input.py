@@ -60,6 +60,9 @@ TRAIN = ("train", "adm", "--data", "digits", "--out", "OUT")
         (["report", "EMPTY"], "has no records.jsonl"),
         (["inspect", "EMPTY"], "neither a training run nor a suite run"),
         (["inspect", "/nowhere"], "no such file"),
+        (["inspect", "/etc/hostname"], "expected an npz, weights (.pt, .pth, .safetensors), or the folder of a run"),
+        (["convert", "/nowhere.pt", "OUT"], "SOURCE /nowhere.pt: no such file or run"),
+        (["convert", "EMPTY", "OUT"], "is no training run"),
         (["compute", "--preset", "digits"], "unknown preset 'digits'; did you mean"),
         (["trian"], "did you mean 'train'"),
     ],
@@ -181,7 +184,7 @@ def test_samplers_refuse_what_they_cannot_do(refuse: Refuse, model: Path, classi
     assert "nearest it can are 36 and 38" in ddim
     assert "cannot keep 2000 of the 1000 steps" in refuse(*base, "--sampling-steps", "2000")
     assert "needs a classifier" in refuse(*base, "--guidance-scale", "1")
-    assert "guidance_scale is 0" in refuse(*base, "--classifier", classifier)
+    assert "no guidance_scale; give a scale above 0" in refuse(*base, "--classifier", classifier)
     assert "kind 'adm', expected 'classifier'" in refuse(*base, "--classifier", model, "--guidance-scale", "1")
     assert "eta 0.5 belongs to sampler 'ddim'" in refuse(*base, "--set", "eta=0.5")
     assert "unknown key 'et'; did you mean 'eta'" in refuse(*base, "--set", "et=0.5")

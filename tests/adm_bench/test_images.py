@@ -1,21 +1,21 @@
 """Data sets and files of images: what comes out is what went in, and crops are ADM's, byte for byte."""
 
 import hashlib
-import json
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from adm_bench.errors import InputError
-from adm_bench.images.crops import center_crop
+from adm_bench.images.crops import center_crop, random_crop
 from adm_bench.images.dataset import TrainingOrder
 from adm_bench.images.digits import open_digits
 from adm_bench.images.npz import NpzFile, read_identity, write_samples
 from adm_bench.images.sources import open_dataset
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def golden_image(size: str) -> Image.Image:
@@ -25,13 +25,36 @@ def golden_image(size: str) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_golden_center_crops() -> None:
-    expected = json.loads((GOLDEN / "diffusion.json").read_text())["crops"]
-    assert len(expected) == 8
-    for case, digests in expected.items():
+@pytest.mark.parametrize(
+    ("array", "digest", "crop"),
+    [
+        ("center_crop", "center_sha256", center_crop),
+        ("random_crop_seed7", "random_seed7_sha256", lambda image, side: random_crop(image, side, Random(7))),
+    ],
+)
+def test_golden_crops(
+    array: str, digest: str, crop: Callable[[Image.Image, int], np.ndarray], diffusion_goldens: Any
+) -> None:
+    assert len(diffusion_goldens.tables["crops"]) == 8
+    for case, digests in diffusion_goldens.tables["crops"].items():
         size, side = case.split("->")
-        crop = np.ascontiguousarray(center_crop(golden_image(size), int(side)))
-        assert hashlib.sha256(crop.tobytes()).hexdigest() == digests["center_sha256"], case
+        pixels = crop(golden_image(size), int(side))
+        np.testing.assert_array_equal(pixels, diffusion_goldens.arrays[f"{array}|{size}|{side}"], case)
+        assert hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest() == digests[digest], case
+
+
+def test_random_crops_lie_anywhere_and_are_of_their_shares() -> None:
+    rows, columns = np.indices((40, 60), np.uint8)
+    image = Image.fromarray(np.stack([rows, columns, rows], axis=2))
+    random = Random(0)
+    crops = [random_crop(image, 40, random, smallest_share=1.0) for _ in range(200)]
+    assert {crop.shape for crop in crops} == {(40, 40, 3)}
+    assert {int(crop[0, 0, 0]) for crop in crops} == {0}  # the whole height, at every one of the 21 columns
+    assert {int(crop[0, 0, 1]) for crop in crops} == set(range(21))
+    spans = [np.ptp(random_crop(image, 10, random, smallest_share=0.5)[..., 1].astype(int)) for _ in range(200)]
+    assert (min(spans) < 22) & (max(spans) > 34)  # of 40 pixels: half to all of them
+    with pytest.raises(ValueError, match="smallest_share is 0; expected 0 < smallest_share <= 1"):
+        random_crop(image, 10, random, smallest_share=0)
 
 
 @pytest.mark.parametrize("size", [8, 16])

@@ -1,9 +1,7 @@
 """The goldens of guided-diffusion, and the rules that make their inputs (tests/golden/README.md)."""
 
 import hashlib
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,24 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from generators.unet.classifier import Classifier
-from generators.unet.config import ClassifierConfig, UNetConfig
+from generators.unet.config import ClassifierConfig, SuperResolutionConfig, UNetConfig
+from generators.unet.super_resolution import SuperResolutionUNet
 from generators.unet.unet import UNet
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+
+@pytest.fixture(scope="session")
+def tables(diffusion_goldens: Any) -> dict[str, Mapping[str, Any]]:
+    """Scalars and configurations: the tables' entries by name, or by place."""
+    return diffusion_goldens.tables
 
 
 @pytest.fixture(scope="session")
-def tables() -> dict[str, Any]:
-    """Scalars and configurations."""
-    loaded: dict[str, Any] = json.loads((GOLDEN / "diffusion.json").read_text())
-    return loaded
-
-
-@pytest.fixture(scope="session")
-def arrays() -> dict[str, np.ndarray]:
+def arrays(diffusion_goldens: Any) -> Mapping[str, np.ndarray]:
     """Every array, by name."""
-    with np.load(GOLDEN / "diffusion.npz", allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    return diffusion_goldens.arrays
 
 
 def rule_values(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -72,7 +67,7 @@ def network_for(kind: str, arguments: dict[str, Any]) -> nn.Module:
     head_channels = arguments["num_head_channels"]
     encoder = {
         "image_size": size,
-        "in_channels": 6 if kind == "SuperResModel" else arguments["in_channels"],
+        "in_channels": arguments["in_channels"],
         "channels": arguments["model_channels"],
         "channel_mult": tuple(arguments["channel_mult"]),
         "num_res_blocks": arguments["num_res_blocks"],
@@ -89,28 +84,39 @@ def network_for(kind: str, arguments: dict[str, Any]) -> nn.Module:
     }
     if kind == "EncoderUNetModel":
         return Classifier(ClassifierConfig(**encoder, num_classes=arguments["out_channels"], pool=arguments["pool"]))
-    return UNet(
-        UNetConfig(
-            **encoder,
-            out_channels=arguments["out_channels"],
-            num_classes=arguments.get("num_classes"),
-            heads_upsample=arguments.get("num_heads_upsample"),
-        )
-    )
+    decoder = {
+        "out_channels": arguments["out_channels"],
+        "num_classes": arguments.get("num_classes"),
+        "heads_upsample": arguments.get("num_heads_upsample"),
+    }
+    if kind == "SuperResModel":
+        return SuperResolutionUNet(SuperResolutionConfig(**encoder, **decoder, low_resolution=8))
+    return UNet(UNetConfig(**encoder, **decoder))
 
 
 @pytest.fixture(scope="session")
-def golden(arrays: dict[str, np.ndarray]) -> Callable[[str], Tensor]:
-    """A golden array as a tensor."""
-    return lambda name: torch.from_numpy(arrays[name])
+def golden(arrays: Mapping[str, np.ndarray]) -> Callable[[str], Tensor]:
+    """A golden array as a tensor; inputs (`in_...`) are made by their rule, and their golden arrays left unread."""
+    return lambda name: rule_input(name) if name.startswith("in_") else torch.from_numpy(arrays[name])
 
 
 @pytest.fixture(scope="session")
 def standard_input() -> Callable[[str, tuple[int, ...]], Tensor]:
     """The rule's standard normal input of a tag."""
+    return rule_normal
 
-    def make(tag: str, shape: tuple[int, ...]) -> Tensor:
-        seed = int(hashlib.sha256(f"input:{tag}".encode()).hexdigest()[:8], 16)
-        return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)).float()
 
-    return make
+def rule_normal(tag: str, shape: tuple[int, ...]) -> Tensor:
+    """`inp` of the rules."""
+    seed = int(hashlib.sha256(f"input:{tag}".encode()).hexdigest()[:8], 16)
+    return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape).astype(np.float32))
+
+
+def rule_input(name: str) -> Tensor:
+    """An input by the name of its golden array."""
+    side = {"in_x32": 32, "in_lr8": 8}.get(name, 4)
+    drawn = rule_normal(name.removeprefix("in_"), (4 if side == 4 else 2, 3, side, side))
+    if name == "in_x0":
+        drawn = (0.6 * drawn).clamp(-1, 1)
+        drawn[0, 0, 0, :2] = torch.tensor([-1.0, 1.0])
+    return drawn

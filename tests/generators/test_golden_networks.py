@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generators.diffusion.losses import training_losses
@@ -36,11 +35,10 @@ def test_golden_output(
 ) -> None:
     network = build(name).to(memory_format=memory_format)
     x = golden("in_x32")
-    if name == "superres":
-        x = torch.cat([x, F.interpolate(golden("in_lr8"), 32, mode="bilinear")], dim=1)
+    beside = {"low_resolution": golden("in_lr8")} if name == "superres" else {}
     labels = (torch.tensor([1, 7]),) if name == "class_cond10" else ()
     with torch.inference_mode():
-        output = network(x.to(memory_format=memory_format), TIMESTEPS, *labels)
+        output = network(x.to(memory_format=memory_format), TIMESTEPS, *labels, **beside)
     torch.testing.assert_close(output, golden(f"model_{name}"), rtol=0, atol=1e-4)
 
 
