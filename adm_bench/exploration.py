@@ -272,10 +272,10 @@ def compare_guidance(model: Adm, scales: Sequence[float], labels: Labels, *, see
         images = _draw(_guided(model, scale), f"scale {scale:g}", wanted, seed, len(labels), batch_size)
         share = float((_recognised(model, images, batch_size) == wanted).double().mean())
         strips.append((f"scale {scale:g}" if scale else "unguided", _strip(images)))
-        shares.append(f"{share:.1%} at {scale:g}")
+        shares.append(f"{100 * share:.1f} % at {scale:g}")
     return Exploration(
         strips=tuple(strips),
-        finding=f"{len(labels)} samples a scale; the classifier sees the label in {', '.join(shares)}",
+        finding=f"{len(labels)} samples a scale, taken by the classifier for their label: {', '.join(shares)}",
     )
 
 
@@ -319,7 +319,7 @@ def compare_temperatures(
     return Exploration(
         strips=tuple(strips),
         finding=f"{num_images} samples a temperature of {of}; "
-        f"neighbouring pixels differ by {', '.join(details)} levels",
+        f"mean difference of neighbouring pixels, in levels: {', '.join(details)}",
     )
 
 

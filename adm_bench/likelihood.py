@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from adm_bench import progress
 from adm_bench.errors import InputError, bad_input
-from adm_bench.exploration import choose_images, open_model, read_images, require_unset
+from adm_bench.exploration import STEP_OPTIONS, choose_images, open_model, read_images, require_unset
 from adm_bench.files import atomic_path
 from adm_bench.images.dataset import Dataset
 from adm_bench.images.npz import write_arrays
@@ -82,8 +82,7 @@ def open_likelihood_model(weights: Path, options: Mapping[str, Any], device: tor
     with bad_input(weights):
         config = config_for(weights, options.get("preset"), "adm")
     assert isinstance(config, AdmConfig)  # config_for has checked it
-    chosen = any(options.get(name) for name in ("sampling_steps", "section_steps", "timesteps"))
-    steps = {} if chosen else {"sampling_steps": config.diffusion.num_timesteps}
+    steps = {} if any(options.get(name) for name in STEP_OPTIONS) else {"sampling_steps": config.diffusion.num_timesteps}
     return open_model(weights, {**options, **steps}, device)
 
 

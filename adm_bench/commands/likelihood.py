@@ -29,8 +29,8 @@ ROWS = {
 @click.command(
     epilog=example(
         "adm-bench likelihood digits --weights runs/adm",
-        "adm-bench likelihood digits --weights runs/adm --num 200 --sampling-steps 250 \\",
-        "    --json nll.json --terms terms.npz",
+        "adm-bench likelihood digits --weights runs/adm --num 200 \\",
+        "    --sampling-steps 250 --json nll.json --terms terms.npz",
     )
 )
 @click.argument("data", metavar="DATA")
@@ -95,7 +95,8 @@ def command(
     model = open_likelihood_model(file, options, choose_device(device))
     dataset = open_images(data, model)
     found = measure_likelihood(model, dataset, num_images=num_images, seed=seed, batch_size=batch_size)
-    click.echo(f"bits per dimension of {found.num_images} images of {data}, {model.network_evaluations} steps")
+    images = "1 image" if found.num_images == 1 else f"{found.num_images} images"
+    click.echo(f"bits per dimension of {images} of {data}, {model.network_evaluations} steps; mean ± standard error")
     for name, label in ROWS.items():
         spread = "" if found.num_images == 1 else f" ± {found.standard_error(name):.4f}"
         click.echo(f"{label:<24}{found.mean(name):>9.4f}{spread}")
