@@ -82,8 +82,9 @@ def open_likelihood_model(weights: Path, options: Mapping[str, Any], device: tor
     with bad_input(weights):
         config = config_for(weights, options.get("preset"), "adm")
     assert isinstance(config, AdmConfig)  # config_for has checked it
-    steps = {} if any(options.get(name) for name in STEP_OPTIONS) else {"sampling_steps": config.diffusion.num_timesteps}
-    return open_model(weights, {**options, **steps}, device)
+    all_steps = {"sampling_steps": config.diffusion.num_timesteps}
+    chosen = any(options.get(name) for name in STEP_OPTIONS)
+    return open_model(weights, options if chosen else {**options, **all_steps}, device)
 
 
 def measure_likelihood(
