@@ -156,25 +156,14 @@ def test_a_reconstruction_shows_what_it_measured(run: Run, filled: dict[str, Pat
 
 
 def test_a_finer_round_trip_is_a_better_one(run: Run, learned: dict[str, Path], tmp_path: Path) -> None:
-    base = [
-        "figure",
-        "reconstruction",
-        "--weights",
-        learned["adm"],
-        "--data",
-        "digits",
-        "--num",
-        "2",
-        "--device",
-        "cpu",
-    ]
+    base = ["figure", "reconstruction", "--weights", learned["adm"], "--data", "digits", "--num", "2"]
     found = []
-    for steps in ("25", "84", "250"):
+    for steps in ("25", "250"):
         asked = () if steps == "250" else ("--sampling-steps", steps)  # which is the default
-        result = run(*base, *asked, "--out", tmp_path / f"{steps}.png")
+        result = run(*base, *asked, "--device", "cpu", "--out", tmp_path / f"{steps}.png")
         assert f"through {steps} DDIM steps" in result.stdout  # type: ignore[attr-defined]
         found.append(numbers_in(result)[2])
-    assert 30 < found[0] < found[1] - 2 < found[2] - 4
+    assert 30 < found[0] < found[1] - 10
 
 
 def test_only_some_of_many_images_are_shown(run: Run, model: Path, tmp_path: Path) -> None:
@@ -219,22 +208,8 @@ def test_points_have_the_class_of_the_nearer_end(filled: dict[str, Path], monkey
 
 
 def sampled(run: Run, out: Path, weights: Path, *options: object) -> Pixels:
-    run(
-        "sample",
-        "adm",
-        "--weights",
-        weights,
-        "--num",
-        "5",
-        "--seed",
-        "3",
-        "--batch",
-        "16",
-        *FEW,
-        *options,
-        "--out",
-        out,
-    )
+    base = ["sample", "adm", "--weights", weights, "--num", "5", "--seed", "3", "--batch", "16", *FEW]
+    run(*base, *options, "--out", out)
     with np.load(out, allow_pickle=False) as arrays:
         images: Pixels = arrays["arr_0"]
         return images
@@ -365,9 +340,7 @@ def test_refused_in_one_line(
     (tmp_path / "few.txt").write_text("1 2 3")
     places = {"ADM": filled["adm"], "CLS": filled["classifier"], "FEW.txt": tmp_path / "few.txt"}
     places |= {name: tmp_path / name.lower() for name in ("OUT.png", "OUT.jpg")}
-    assert expected in refuse(
-        *(str(places.get(word, word)) for word in arguments), *(arguments[2:] and ("--device", "cpu"))
-    )
+    assert expected in refuse(*(str(places.get(word, word)) for word in arguments), "--device", "cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["few.txt"]
 
 

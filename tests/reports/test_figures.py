@@ -10,7 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from reports.figures import GRID_GAP_PX, png_bytes, quality_cost_plot, sample_grid
+from reports.figures import (
+    CAPTION_GAP_PX,
+    GRID_GAP_PX,
+    captioned_strips,
+    png_bytes,
+    quality_cost_plot,
+    sample_grid,
+)
 from reports.records import Record
 
 RecordMaker = Callable[..., Record]
@@ -56,6 +63,36 @@ def test_a_grid_holds_every_image_once_and_nothing_else(
 def test_a_grid_of_something_else_is_refused(images: NDArray[np.uint8], columns: int, scale: int) -> None:
     with pytest.raises(ValueError, match="expected"):
         sample_grid(images, columns, scale)
+
+
+@pytest.mark.parametrize("scale", [1, 5, 20])
+def test_strips_stand_below_each_other_with_captions_beside_them(scale: int) -> None:
+    images = _images(6)
+    captions = ("a", "a much longer caption: ünï")
+    picture = np.asarray(captioned_strips([(captions[0], images[:3]), (captions[1], images[3:])], scale))
+    height, width = 4 * scale, 6 * scale
+    left = picture.shape[1] - CAPTION_GAP_PX - 3 * width - 2 * GRID_GAP_PX
+    assert picture.shape[0] == 2 * height + GRID_GAP_PX + 2 * CAPTION_GAP_PX
+    for index, image in enumerate(images):
+        x = left + index % 3 * (width + GRID_GAP_PX)
+        y = CAPTION_GAP_PX + index // 3 * (height + GRID_GAP_PX)
+        tile = picture[y : y + height, x : x + width]
+        assert (tile[::scale, ::scale] == image).all()
+    beside = picture[:, :left]
+    inked = [(beside[y : y + height] < 255).any(axis=(0, 2)) for y in (CAPTION_GAP_PX, CAPTION_GAP_PX + height + 2)]
+    assert 0 < inked[0].sum() < inked[1].sum() / 4
+    for columns in inked:
+        assert not columns[: CAPTION_GAP_PX - 1].any()
+        assert not columns[1 - CAPTION_GAP_PX :].any()
+        assert columns[-2 * CAPTION_GAP_PX : 1 - CAPTION_GAP_PX].any()
+    margins = (slice(0, CAPTION_GAP_PX - 2), slice(2 - CAPTION_GAP_PX, None))
+    assert all((picture[margin] == 255).all() for margin in margins)
+
+
+@pytest.mark.parametrize("shapes", [[], [(2, 4, 4, 3), (3, 4, 4, 3)], [(0, 4, 4, 3)], [(2, 4, 4)]])
+def test_strips_of_something_else_are_refused(shapes: list[tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        captioned_strips([("caption", np.zeros(shape, dtype=np.uint8)) for shape in shapes], 1)
 
 
 def test_png_bytes_hold_the_picture() -> None:
