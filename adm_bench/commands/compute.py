@@ -38,6 +38,7 @@ def command(
     from adm_bench.compute import measure_forward, measure_training, network_cost
     from adm_bench.devices import choose_device
     from adm_bench.errors import bad_input
+    from generators.adm.config import GuideConfig
     from generators.adm.presets import preset
     from generators.configuration import to_mapping, with_changes
 
@@ -46,7 +47,7 @@ def command(
     with bad_input("--set"):
         config = with_changes(chosen.config, parse_changes(changes))
     values: dict[str, float] = to_mapping(network_cost(config))
-    if chosen.trainer == "adm":
+    if not isinstance(config, GuideConfig):
         values["sampling_flops_per_image"] = values["forward_flops_per_image"] * sampling_steps
     values["training_flops"] = values["training_flops_per_image"] * config.training.batch_size * config.training.steps
     if measure:
@@ -54,7 +55,7 @@ def command(
         values["training_images_per_sec"] = measure_training(chosen.trainer, config, on, precision).images_per_sec
         evaluations_per_sec = measure_forward(config, on, batch).images_per_sec
         values["network_evaluations_per_sec"] = evaluations_per_sec
-        if chosen.trainer == "adm":
+        if not isinstance(config, GuideConfig):
             values["sampling_images_per_sec"] = evaluations_per_sec / sampling_steps
     if as_json:
         print_json({"preset": preset_name, **values})

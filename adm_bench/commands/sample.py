@@ -102,18 +102,15 @@ def command(
 
     if out is None and not dry_run:
         raise click.UsageError("Missing option '--out'.")
-    if out is not None and not dry_run:
-        check_new_file(out, overwrite=overwrite, inputs=[weights, data, base, classifier, labels])
     options: dict[str, Any] = parse_changes(changes)
     if "classifier" in options:
         raise click.BadParameter("the classifier has an option of its own, --classifier", param_hint="--set")
-    inputs = {}
-    if weights is not None:
-        weights = find_weights(weights, "--weights")
-        inputs["weights"] = file_sha256(weights)
-    if classifier is not None:
-        classifier = find_weights(classifier, "--classifier")
-        inputs["classifier"] = file_sha256(classifier)
+    weights = None if weights is None else find_weights(weights, "--weights")
+    classifier = None if classifier is None else find_weights(classifier, "--classifier")
+    if out is not None and not dry_run:
+        check_new_file(out, overwrite=overwrite, inputs=[weights, data, base, classifier, labels])
+    files = {"weights": weights, "classifier": classifier}
+    inputs = {name: file_sha256(file) for name, file in files.items() if file is not None}
     given = {
         "preset": preset,
         "sampler": sampler,

@@ -319,6 +319,15 @@ def test_our_own_failures_exit_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(CliRunner().invoke(main, ["--debug", "list", "metrics"]).exception, KeyError)
 
 
+def test_weights_of_a_run_are_no_output(refuse: Refuse, model: Path) -> None:
+    weights = model / "weights.safetensors"
+    before = weights.read_bytes()
+    sample = ("sample", "adm", "--num", "1", "--out", weights, "--overwrite", "--weights")
+    assert "is an input" in refuse(*sample, model)
+    assert "is an input" in refuse(*sample, weights, "--classifier", model)
+    assert weights.read_bytes() == before
+
+
 def test_what_is_not_ours_stays(refuse: Refuse, reference: Path, samples: Path, tmp_path: Path) -> None:
     base = ["sample", "noise", "--size", "8", "--num", "2", "--out"]
     (tmp_path / "x.npz.parts").mkdir()

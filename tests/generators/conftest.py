@@ -14,6 +14,29 @@ from generators.unet.config import ClassifierConfig, SuperResolutionConfig, UNet
 from generators.unet.super_resolution import SuperResolutionUNet
 from generators.unet.unet import UNet
 
+NETWORKS = [
+    "base_legacy", "new_attn_order", "no_updown", "no_ssn", "conv_resample_off", "num_heads4", "heads4_up2",
+    "class_cond10", "half_mult", "default_heads", "superres",
+    "encoder_adaptive", "encoder_attention", "encoder_spatial", "encoder_spatial_v2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session", params=NETWORKS)
+def network_name(request: pytest.FixtureRequest) -> str:
+    """Every network of the goldens in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def network_inputs(golden: Callable[[str], Tensor]) -> Callable[[str], dict[str, Tensor]]:
+    """The inputs with which a network's golden output was made."""
+
+    def inputs(name: str) -> dict[str, Tensor]:
+        beside = {"superres": {"low_resolution": golden("in_lr8")}, "class_cond10": {"labels": torch.tensor([1, 7])}}
+        return {"x": golden("in_x32"), "timesteps": torch.tensor([3, 971]), **beside.get(name, {})}
+
+    return inputs
+
 
 @pytest.fixture(scope="session")
 def tables(diffusion_goldens: Any) -> dict[str, Mapping[str, Any]]:
