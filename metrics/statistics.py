@@ -9,8 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-FloatRows = NDArray[np.float32]
-"""One row an image, one column a feature."""
+from metrics.rows import FloatRows, KeptRows, MemoryBudget
 
 NEEDS = frozenset({"pool_moments", "spatial_moments", "pool_rows", "logit_rows"})
 """All that a metric can ask a feature set for."""
@@ -115,8 +114,8 @@ class FeatureSet:
     Of `NEEDS` only the members of `needs` are kept; the moments of the pool features always are, for they
     count the images. Statistics that come from a file are handed in as `pool` and `spatial`, and the
     `pool_rows` [n, D] of those images that came along with them, which may be fewer. The rows stay
-    on the host; `device` is where metrics make heavy passes over them (the samples' is taken, not the
-    reference's).
+    on the host, or in a file once `budget` is spent; `device` is where metrics make heavy passes over them (the
+    samples' is taken, not the reference's).
     """
 
     def __init__(
@@ -128,6 +127,7 @@ class FeatureSet:
         spatial: Moments | None = None,
         pool_rows: FloatRows | None = None,
         logit_rows: FloatRows | None = None,
+        budget: MemoryBudget | None = None,
     ) -> None:
         if not needs <= NEEDS:
             raise ValueError(f"found needs {sorted(needs - NEEDS)}; a feature set holds {sorted(NEEDS)}")
@@ -135,8 +135,9 @@ class FeatureSet:
         self.device = torch.device(device)
         self._pool = pool
         self.spatial = spatial
-        self._pool_rows = [] if pool_rows is None else [pool_rows]
-        self._logit_rows = [] if logit_rows is None else [logit_rows]
+        self.budget = budget or MemoryBudget()
+        self._pool_rows = _kept(pool_rows, self.budget)
+        self._logit_rows = _kept(logit_rows, self.budget)
 
     @property
     def num_images(self) -> int:
@@ -153,14 +154,14 @@ class FeatureSet:
     @property
     def pool_rows(self) -> FloatRows:
         """Pool features [n, D] in the order of the images; n is 0 where none were kept."""
-        if not self._pool_rows:
+        if not len(self._pool_rows):
             return np.empty((0, self.pool.mean.size), np.float32)
-        return _joined(self._pool_rows)
+        return self._pool_rows.array()
 
     @property
     def logit_rows(self) -> FloatRows | None:
         """Logits [n, C] in the order of the images; None where none were given or kept."""
-        return _joined(self._logit_rows) if self._logit_rows else None
+        return self._logit_rows.array() if len(self._logit_rows) else None
 
     def update(self, batch: FeatureBatch) -> None:
         """Add a batch; a feature that is not finite is a ValueError that names the image, counted from 0."""
@@ -171,11 +172,10 @@ class FeatureSet:
         self._pool = _accumulated(self._pool, rows["pool"])
         if "spatial" in rows and "spatial_moments" in self.needs:
             self.spatial = _accumulated(self.spatial, rows["spatial"])
-        # Copies: the tensors may be views of buffers that the network uses again.
         if "pool_rows" in self.needs:
-            self._pool_rows.append(rows["pool"].copy())
+            self._pool_rows.append(rows["pool"])
         if "logits" in rows and "logit_rows" in self.needs:
-            self._logit_rows.append(rows["logits"].copy())
+            self._logit_rows.append(rows["logits"])
         self._require_equal_counts()
 
     def merge(self, other: "FeatureSet") -> "FeatureSet":
@@ -187,9 +187,13 @@ class FeatureSet:
             device=self.device,
             pool=_merged(self._pool, other._pool),
             spatial=_merged(self.spatial, other.spatial),
+            budget=self.budget,
         )
-        merged._pool_rows = [*self._pool_rows, *other._pool_rows]
-        merged._logit_rows = [*self._logit_rows, *other._logit_rows]
+        for part in (self, other):
+            if len(part._pool_rows):
+                merged._pool_rows.append(part._pool_rows.array())
+            if len(part._logit_rows):
+                merged._logit_rows.append(part._logit_rows.array())
         merged._require_equal_counts()
         return merged
 
@@ -224,8 +228,8 @@ def _merged(one: Moments | None, other: Moments | None) -> Moments | None:
     return one.merge(other)
 
 
-def _joined(chunks: list[FloatRows]) -> FloatRows:
-    """Return all chunks as one array, which takes their place in the list."""
-    if len(chunks) > 1:
-        chunks[:] = [np.concatenate(chunks)]
-    return chunks[0]
+def _kept(rows: FloatRows | None, budget: MemoryBudget) -> KeptRows:
+    kept = KeptRows(budget)
+    if rows is not None:
+        kept.append(rows)
+    return kept
