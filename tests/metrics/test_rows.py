@@ -46,7 +46,7 @@ def test_rows_of_another_width_are_refused() -> None:
 
 
 def test_a_feature_set_keeps_within_its_budget() -> None:
-    features = FeatureSet(needs=NEEDS, budget=MemoryBudget(bytes_left=200))
+    features = FeatureSet(needs=NEEDS, budget=MemoryBudget(bytes_left=250))
     batch = FeatureBatch(pool=torch.from_numpy(ROWS), spatial=None, logits=torch.from_numpy(ROWS[:, :2].copy()))
     features.update(batch)
     features.update(batch)
