@@ -1,0 +1,139 @@
+"""Images through a feature network: in parts, each kept in a cache, shared among processes, in bounded memory.
+
+A part is a fixed run of images, whatever the number of processes; the first process takes the parts in their order.
+So the numbers are the same, to the last bit on one kind of device, for one process or many, killed and repeated or not.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from adm_bench import progress
+from adm_bench.errors import bad_input
+from adm_bench.files import atomic_path, fingerprint, write_json
+from adm_bench.images.dataset import Images
+from adm_bench.ranks import Ranks
+from metrics.protocol import Features
+from metrics.rows import MemoryBudget
+from metrics.statistics import FeatureBatch, FeatureSet
+
+PART_IMAGES = 1000
+BATCH_SIZE = 50
+"""Divides a part, so that every image has the same companions in a batch, always."""
+
+
+class ImageSource(Protocol):
+    """Images to measure, in a fixed order."""
+
+    @property
+    def name(self) -> str:
+        """Its path, or the name it is registered under."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def digest(self) -> str:
+        """SHA-256 that changes whenever an image or its preprocessing does."""
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Images]:
+        """Images `start` to `stop` as uint8 (B, 3, H, W)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCache:
+    """Features of one set of images through one network: a safetensors file a part, each written atomically."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, root: Path, source: ImageSource, features: Features) -> "FeatureCache":
+        """The place, under `root`, of what these features of these images are."""
+        what = {
+            "images": source.digest(),
+            "features": features.name,
+            "features_sha256": features.digest,
+            "protocol_version": features.protocol.version,
+            "part_images": PART_IMAGES,
+        }
+        folder = root / fingerprint(what)[:32]
+        if not (folder / "about.json").exists():
+            write_json(folder / "about.json", {"source": source.name, **what})
+        return cls(folder=folder)
+
+    def read(self, part: int) -> FeatureBatch | None:
+        """A part's features, or None where there are none, or damaged ones, which are then made again."""
+        try:
+            tensors = load_file(self._path(part))
+        except (OSError, SafetensorError):
+            return None
+        return FeatureBatch(**{layer: tensors.get(layer) for layer in ("pool", "spatial", "logits")})  # type: ignore[arg-type]
+
+    def write(self, part: int, batch: FeatureBatch) -> None:
+        """Keep a part's features."""
+        layers = {"pool": batch.pool, "spatial": batch.spatial, "logits": batch.logits}
+        with atomic_path(self._path(part)) as temporary:
+            save_file({name: rows.contiguous() for name, rows in layers.items() if rows is not None}, temporary)
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"part_{part:06d}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """How features are made: by which network, where they are kept, how much stays in memory, with which processes."""
+
+    features: Features
+    cache_root: Path | None = None
+    budget: MemoryBudget = field(default_factory=MemoryBudget)
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def measure(self, source: ImageSource, needs: frozenset[str], title: str) -> FeatureSet:
+        """Everything that `needs` names, of every image; on other processes than the first, nothing but its part of it.
+
+        InputError for features that are not finite.
+        """
+        cache = None if self.cache_root is None else FeatureCache.open(self.cache_root, source, self.features)
+        measured = FeatureSet(needs=needs, device=self.features.device, budget=self.budget)
+        num_parts = -(-len(source) // PART_IMAGES)
+        with progress.stage(title, len(source), "images") as advance:
+            for first in range(0, num_parts, self.ranks.size):
+                mine = first + self.ranks.rank
+                batch = self._part(source, mine, cache) if mine < num_parts else None
+                for each in self.ranks.collect(batch):
+                    with bad_input(title):
+                        measured.update(each)
+                    advance(len(each.pool))
+        return measured
+
+    def _part(self, source: ImageSource, part: int, cache: FeatureCache | None) -> FeatureBatch:
+        kept = None if cache is None else cache.read(part)
+        if kept is not None:
+            return kept
+        try:
+            batch = self._compute(source, part)
+        except Exception as error:
+            self.ranks.fail(error)
+            raise
+        if cache is not None:
+            cache.write(part, batch)
+        return batch
+
+    def _compute(self, source: ImageSource, part: int) -> FeatureBatch:
+        start = part * PART_IMAGES
+        stop = min(start + PART_IMAGES, len(source))
+        made = [self.features(torch.from_numpy(images)) for images in source.batches(BATCH_SIZE, start, stop)]
+        return FeatureBatch(
+            pool=torch.cat([batch.pool for batch in made]).cpu(),
+            spatial=_joined([batch.spatial for batch in made]),
+            logits=_joined([batch.logits for batch in made]),
+        )
+
+
+def _joined(layers: list[torch.Tensor | None]) -> torch.Tensor | None:
+    present = [rows for rows in layers if rows is not None]
+    return torch.cat(present).cpu() if present else None

@@ -1,0 +1,97 @@
+"""The processes of one command under `torchrun`: who they are, and how features reach the first of them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from adm_bench.errors import InputError
+from metrics.statistics import FeatureBatch
+
+PATIENCE = timedelta(minutes=30)
+"""How long one process waits for another that is alive; one that dies is noticed at once."""
+FAILED = -1
+ABSENT = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """The place of this process among all; one that `torchrun` did not start is alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that reports."""
+        return self.rank == 0
+
+    def collect(self, mine: FeatureBatch | None) -> Iterator[FeatureBatch]:
+        """On the first process, every process's batch in the order of ranks; on others, nothing.
+
+        `mine` is None where there is nothing left to do. InputError where another process has failed, with its message.
+        """
+        if not self.is_first:
+            _send(mine)
+            return
+        if mine is not None:
+            yield mine
+        for other in range(1, self.size):
+            received = _receive(other)
+            if received is not None:
+                yield received
+
+    def fail(self, error: Exception) -> None:
+        """Tell the first process, which waits for a batch, that none will come."""
+        if self.is_first:
+            return
+        text = torch.frombuffer(bytearray(f"rank {self.rank}: {error}".encode()), dtype=torch.uint8)
+        dist.send(torch.tensor([FAILED, len(text), 0, 0]), dst=0)
+        dist.send(text, dst=0)
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Join the other processes that `torchrun` started, if it did; they part when the block ends."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield Ranks(rank=dist.get_rank(), size=dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def _send(batch: FeatureBatch | None) -> None:
+    layers = [] if batch is None else [batch.pool, batch.spatial, batch.logits]
+    widths = [0 if rows is None else rows.shape[1] for rows in layers] or [0, 0, 0]
+    dist.send(torch.tensor([0 if batch is None else len(batch.pool), *widths]), dst=0)
+    for rows in layers:
+        if rows is not None:
+            dist.send(rows.cpu().contiguous(), dst=0)
+
+
+def _receive(other: int) -> FeatureBatch | None:
+    header = torch.empty(4, dtype=torch.int64)
+    dist.recv(header, src=other)
+    count, *widths = header.tolist()
+    if count == FAILED:
+        text = torch.empty(widths[0], dtype=torch.uint8)
+        dist.recv(text, src=other)
+        raise InputError(text.numpy().tobytes().decode())
+    if count == ABSENT:
+        return None
+    layers: list[torch.Tensor | None] = []
+    for width in widths:
+        rows = torch.empty(count, width) if width else None
+        if rows is not None:
+            dist.recv(rows, src=other)
+        layers.append(rows)
+    pool, spatial, logits = layers
+    assert pool is not None  # every network has one
+    return FeatureBatch(pool=pool, spatial=spatial, logits=logits)

@@ -1,0 +1,189 @@
+"""Features of images in parts: cached, shared among processes, the same numbers always."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adm_bench import extraction
+from adm_bench.errors import InputError
+from adm_bench.extraction import BATCH_SIZE, PART_IMAGES, Extraction
+from metrics.features.digits import DigitsFeatures
+from metrics.rows import MemoryBudget
+from metrics.statistics import NEEDS, FeatureBatch, FeatureSet
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (130, 3, 8, 8), dtype=np.uint8)
+
+
+@dataclass
+class Source:
+    """Images in memory; `broken` cannot be read."""
+
+    images: np.ndarray = field(default_factory=lambda: IMAGES)
+    name: str = "some images"
+    broken: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def digest(self) -> str:
+        return str(int(self.images.sum()))
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Any]:
+        for first in range(start, len(self) if stop is None else stop, batch_size):
+            if self.broken is not None and self.broken < first + batch_size:
+                raise InputError(f"image {self.broken}: not a readable image")
+            yield self.images[first : min(first + batch_size, stop or len(self))]
+
+
+class CountingFeatures(DigitsFeatures):
+    """The digits' features, and how many images went through them."""
+
+    seen = 0
+
+    def __call__(self, images: Tensor) -> FeatureBatch:
+        self.seen += len(images)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def features(monkeypatch: pytest.MonkeyPatch) -> CountingFeatures:
+    monkeypatch.setattr(extraction, "PART_IMAGES", 40)
+    monkeypatch.setattr(extraction, "BATCH_SIZE", 20)
+    return CountingFeatures.load(torch.device("cpu"))
+
+
+def assert_same(one: FeatureSet, other: FeatureSet) -> None:
+    assert one.num_images == other.num_images
+    for ours, theirs in ((one.pool, other.pool), (one.spatial, other.spatial)):
+        assert ours is not None
+        assert theirs is not None
+        np.testing.assert_array_equal(ours.mean, theirs.mean)
+        np.testing.assert_array_equal(ours.M2, theirs.M2)
+    np.testing.assert_array_equal(one.pool_rows, other.pool_rows)
+    assert one.logit_rows is not None
+    assert other.logit_rows is not None
+    np.testing.assert_array_equal(one.logit_rows, other.logit_rows)
+
+
+def test_a_part_holds_whole_batches() -> None:
+    assert PART_IMAGES % BATCH_SIZE == 0
+
+
+def test_all_images_are_measured_in_their_order(features: CountingFeatures) -> None:
+    measured = Extraction(features=features).measure(Source(), NEEDS, "test")
+    expected = features(torch.from_numpy(IMAGES))
+    np.testing.assert_allclose(measured.pool_rows, expected.pool.numpy(), rtol=1e-5, atol=1e-5)
+    assert measured.num_images == 130
+
+
+def test_the_cache_answers_instead_of_the_network(features: CountingFeatures, tmp_path: Path) -> None:
+    plain = Extraction(features=features).measure(Source(), NEEDS, "test")
+    cached = Extraction(features=features, cache_root=tmp_path)
+    features.seen = 0
+    assert_same(cached.measure(Source(), NEEDS, "test"), plain)
+    assert features.seen == 130
+    assert_same(cached.measure(Source(name="the same under another name"), NEEDS, "test"), plain)
+    assert features.seen == 130
+    cached.measure(Source(images=IMAGES[:, :, ::-1] // 2), NEEDS, "other images")
+    assert features.seen == 260
+
+
+def test_what_was_done_before_a_failure_is_kept(features: CountingFeatures, tmp_path: Path) -> None:
+    cached = Extraction(features=features, cache_root=tmp_path)
+    with pytest.raises(InputError, match="image 97: not a readable image"):
+        cached.measure(Source(broken=97), NEEDS, "test")
+    features.seen = 0
+    assert_same(cached.measure(Source(), NEEDS, "test"), Extraction(features=features).measure(Source(), NEEDS, "test"))
+    assert features.seen == 130 - 80 + 130
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 100, None])
+def test_a_damaged_part_is_made_again(damage: bytes | None, features: CountingFeatures, tmp_path: Path) -> None:
+    cached = Extraction(features=features, cache_root=tmp_path)
+    plain = cached.measure(Source(), NEEDS, "test")
+    part = sorted(tmp_path.rglob("part_*.safetensors"))[1]
+    part.write_bytes(part.read_bytes()[:-7] if damage is None else damage)
+    features.seen = 0
+    assert_same(cached.measure(Source(), NEEDS, "test"), plain)
+    assert features.seen == 40
+
+
+def test_rows_beyond_the_budget_change_nothing(features: CountingFeatures) -> None:
+    plain = Extraction(features=features).measure(Source(), NEEDS, "test")
+    tight = Extraction(features=features, budget=MemoryBudget(bytes_left=10_000)).measure(Source(), NEEDS, "test")
+    assert isinstance(tight.pool_rows, np.memmap)
+    assert_same(tight, plain)
+
+
+RANKED = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from adm_bench import extraction
+from adm_bench.errors import InputError
+from adm_bench.ranks import joined_ranks
+from metrics.features.digits import DigitsFeatures
+from metrics.statistics import NEEDS
+sys.path.insert(0, sys.argv[1])
+from test_extraction import Source
+
+extraction.PART_IMAGES, extraction.BATCH_SIZE = 40, 20
+with joined_ranks() as ranks:
+    task = extraction.Extraction(features=DigitsFeatures.load(torch.device("cpu")), ranks=ranks)
+    try:
+        measured = task.measure(Source(broken=int(sys.argv[3]) if len(sys.argv) > 3 else None), NEEDS, "test")
+    except InputError as error:
+        sys.exit(f"rank {ranks.rank} ends: {error}")
+    if ranks.is_first:
+        np.savez(sys.argv[2], rows=measured.pool_rows, mean=measured.spatial.mean, M2=measured.spatial.M2)
+"""
+
+
+def torchrun(script: Path, *arguments: str | Path, processes: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [*command, str(script), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_many_processes_give_what_one_does(processes: int, features: CountingFeatures, tmp_path: Path) -> None:
+    script = tmp_path / "ranked.py"
+    script.write_text(RANKED)
+    started = torchrun(script, Path(__file__).parent, tmp_path / "out.npz", processes=processes)
+    _, errors = started.communicate(timeout=120)
+    assert started.returncode == 0, errors
+    alone = Extraction(features=features).measure(Source(), NEEDS, "test")
+    assert alone.spatial is not None
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as found:
+        np.testing.assert_allclose(found["rows"], alone.pool_rows, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(found["M2"], alone.spatial.M2, rtol=1e-5, atol=1e-4)
+
+
+def test_all_stop_where_one_fails_and_say_why(tmp_path: Path) -> None:
+    script = tmp_path / "ranked.py"
+    script.write_text(RANKED)
+    started = torchrun(script, Path(__file__).parent, tmp_path / "out.npz", "50", processes=2)
+    try:
+        _, errors = started.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        raise
+    assert started.returncode != 0
+    assert "rank 0 ends: rank 1: image 50: not a readable image" in errors
+    assert not (tmp_path / "out.npz").exists()
