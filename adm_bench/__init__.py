@@ -15,7 +15,9 @@ _HOMES = {
     "Features": "metrics.protocol",
     "Generator": "generators.protocol",
     "Ingredients": "generators.protocol",
+    "ImageSet": "adm_bench.images.dataset",
     "InputError": "adm_bench.errors",
+    "IteratedImages": "adm_bench.images.iterated",
     "Metric": "metrics.protocol",
     "Record": "reports.records",
     "SamplingJob": "adm_bench.sampling",
@@ -24,6 +26,7 @@ _HOMES = {
     "TrainingJob": "adm_bench.training",
     "Upsampler": "generators.protocol",
     "build_generator": "adm_bench.sampling",
+    "check_samples": "adm_bench.checks",
     "create_diffusion": "generators.adm.networks",
     "create_network": "generators.adm.networks",
     "evaluate": "adm_bench.evaluation",
@@ -31,11 +34,12 @@ _HOMES = {
     "load_metrics": "adm_bench.evaluation",
     "load_weights": "generators.adm.networks",
     "open_dataset": "adm_bench.images.sources",
+    "open_image_set": "adm_bench.images.sources",
     "preset": "generators.adm.presets",
     "read_suite": "adm_bench.suite_file",
     "sample": "adm_bench.sampling",
     "train": "adm_bench.training",
-    "write_reference": "adm_bench.references",
+    "write_reference": "adm_bench.reference_building",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605  one list, not two
 
