@@ -30,6 +30,7 @@ _HOMES = {
     "create_diffusion": "generators.adm.networks",
     "create_network": "generators.adm.networks",
     "evaluate": "adm_bench.evaluation",
+    "generated_images": "adm_bench.sampling",
     "load_features": "adm_bench.evaluation",
     "load_metrics": "adm_bench.evaluation",
     "load_weights": "generators.adm.networks",
