@@ -8,7 +8,7 @@ import torch
 
 from adm_bench import registry
 from adm_bench.errors import InputError, bad_input
-from adm_bench.images.npz import IMAGES_KEY, NpzFile
+from adm_bench.images.npz import NpzFile
 from adm_bench.references import BATCH_SIZE, Reference, extract
 from metrics.protocol import EvaluationProtocol, Features, Metric
 
@@ -24,7 +24,8 @@ class Evaluation:
     features: str
     features_sha256: str
     num_images: int
-    num_reference_images: int
+    num_reference_images: int | None
+    """None where the reference does not say."""
 
 
 def load_features(name: str, device: torch.device) -> Features:
@@ -46,9 +47,11 @@ def evaluate(reference: Path, samples: Path, features: Features, metrics: Sequen
     file = NpzFile(samples)
     total, height, width = file.image_shape()
     opened = Reference.open(reference)
-    size = opened.identity.get("image_size") or (opened.file.image_shape()[1] if IMAGES_KEY in opened.file else height)
-    if (height, width) != (size, size):
-        raise InputError(f"{samples}: images are {height} x {width}, but the reference's are {size} x {size}")
+    expected = opened.image_shape or (height, width)
+    if (height, width) != expected:
+        raise InputError(
+            f"{samples}: images are {height} x {width}, but the reference's are {expected[0]} x {expected[1]}"
+        )
     for metric in metrics:
         if total < metric.min_images:
             raise InputError(
@@ -67,5 +70,5 @@ def evaluate(reference: Path, samples: Path, features: Features, metrics: Sequen
         features=features.name,
         features_sha256=features.digest,
         num_images=total,
-        num_reference_images=known.num_images,
+        num_reference_images=known.known_num_images,
     )

@@ -16,8 +16,8 @@ from torch import Tensor
 from adm_bench import progress
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import atomic_path
-from adm_bench.images.dataset import ArrayDataset, Dataset, Labels, passes
-from adm_bench.images.folder import FolderDataset
+from adm_bench.images.dataset import Dataset, Labels
+from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.sources import open_dataset
 from adm_bench.sampling import build_generator, image_seeds
 from generators.adm.generator import Adm
@@ -91,7 +91,8 @@ def open_images(source: str, model: Adm) -> Dataset:
         )
     # a folder's labels are the ranks of its classes, so a missing class would shift the others; labels that a
     # file states mean the same whether or not the last class occurs
-    shifted = isinstance(dataset, FolderDataset) and dataset.num_classes < model.num_classes
+    ranked = isinstance(dataset, EncodedImages) and dataset.class_names
+    shifted = ranked and dataset.num_classes < model.num_classes
     if shifted or dataset.num_classes > model.num_classes:
         raise InputError(f"data set {source}: has {dataset.num_classes} classes; the model has {model.num_classes}")
     return dataset
@@ -107,17 +108,8 @@ def choose_images(dataset: Dataset, num_images: int | None) -> list[int]:
         return list(range(len(dataset)))
     if num_images > len(dataset):
         raise InputError(f"--num {num_images}: the data set {dataset.name} holds {len(dataset)} images")
-    labels = _labels(dataset)
+    labels = dataset.labels
     return list(range(num_images)) if labels is None else _spread_over_classes(labels, num_images)
-
-
-def _labels(dataset: Dataset) -> Labels | None:
-    """Labels of all images, where possible without decoding these."""
-    if dataset.num_classes is None:
-        return None
-    if isinstance(dataset, ArrayDataset | FolderDataset):
-        return dataset.labels
-    return np.concatenate([labels.numpy() for _, labels in passes(dataset) if labels is not None])
 
 
 def _spread_over_classes(labels: Labels, num_images: int) -> list[int]:
@@ -212,7 +204,7 @@ def reconstruct(model: Adm, dataset: Dataset, num_images: int, batch_size: int) 
 
 def default_pairs(dataset: Dataset) -> list[Pair]:
     """The first two images of a few classes, or the first images of unlabelled data; InputError without any."""
-    labels = _labels(dataset)
+    labels = dataset.labels
     if labels is None:
         pairs = [(first, first + 1) for first in range(0, len(dataset) - 1, 2)]
         chosen = pairs[:DEFAULT_NUM_PAIRS]

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from adm_bench import progress
 from adm_bench.errors import InputError
 
+MIB = 2**20
+LARGE_FILE_BYTES = 2**29
+HASH_CHUNK_BYTES = 2**24
 PARTIAL_SUFFIX = ".partial"
 LOCK_FILE = ".lock"
 
@@ -68,9 +72,17 @@ def read_json(path: Path) -> Any:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal; a large file shows its progress."""
+    total = path.stat().st_size
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if total < LARGE_FILE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        with progress.stage(f"read {path}", total // MIB, "MiB") as advance:
+            while content := file.read(HASH_CHUNK_BYTES):
+                digest.update(content)
+                advance(len(content) / MIB)
+        return digest.hexdigest()
 
 
 def fingerprint(value: Any) -> str:

@@ -1,21 +1,24 @@
 """What a file or a folder of ours, or of OpenAI's format, is."""
 
 import re
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import file_sha256, read_json
-from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
+from adm_bench.images.lmdb_store import is_lmdb
+from adm_bench.images.npz import NpzFile
+from adm_bench.images.sources import KINDS, find
+from adm_bench.images.stores import NoImagesError, Store
+from adm_bench.references import PICKLES, why_not_pickles
 from adm_bench.reporting import RECORDS_FILE, SUITE_FILE
 from adm_bench.runs import RESULT_FILE, RUN_FILE, TrainingRun
+from adm_bench.survey import survey_npz, survey_shards, survey_store
 from generators.adm.networks import fitting_presets
 from generators.unet.checkpoint import OptimizerFile, WeightsFile, describe, read_optimizer
 
-BATCH_SIZE = 1024
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 # What OpenAI's training calls its files: ema_0.9999_010000.pt, model010000.pt, opt010000.pt.
 TRAINING_NAME = re.compile(r"(?:ema_(?P<rate>[0-9.]+)_|(?P<raw>model)|opt)(?P<step>\d{6,})\.pt")
@@ -23,16 +26,20 @@ TRAINING_NAME = re.compile(r"(?:ema_(?P<rate>[0-9.]+)_|(?P<raw>model)|opt)(?P<st
 
 def inspect(path: Path) -> dict[str, Any]:
     """What is at a path, as plain data; InputError where nothing known is."""
-    if path.is_dir():
+    if path.is_dir() and not is_lmdb(path):
         return _inspect_folder(path)
     if path.suffix == ".npz":
-        return _inspect_npz(path)
+        return survey_npz(path)
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        if path.suffix in PICKLES and path.is_file():
+            raise InputError(why_not_pickles(path))
+        if not path.exists() or not (is_lmdb(path) or zipfile.is_zipfile(path)):
+            expected = f"{KINDS}, weights ({', '.join(WEIGHTS_SUFFIXES)}), or the folder of a run"
+            found = "not known here" if path.exists() else "no such file or folder"
+            raise InputError(f"{path}: {found}; expected {expected}")
+        return _images(find(path), path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    if path.suffix not in WEIGHTS_SUFFIXES:
-        raise InputError(
-            f"{path}: not known here; expected an npz, weights ({', '.join(WEIGHTS_SUFFIXES)}), or the folder of a run"
-        )
     with bad_input(path):
         optimizer = read_optimizer(path)
         if optimizer is not None:
@@ -49,7 +56,19 @@ def _inspect_folder(path: Path) -> dict[str, Any]:
         stages = {file.stem: read_json(file)["finished"] for file in sorted((path / "stages").glob("*.json"))}
         finished = (path / RECORDS_FILE).exists()
         return {"what": "suite run", "finished": finished, "stages": stages, "suite": read_json(path / SUITE_FILE)}
-    raise InputError(f"{path}: the folder is neither a training run nor a suite run")
+    try:
+        found = find(path)
+    except NoImagesError as error:
+        raise InputError(
+            f"{path}: the folder is neither a training run nor a suite run, and holds no images"
+        ) from error
+    return _images(found, path)
+
+
+def _images(found: Store | list[NpzFile], path: Path) -> dict[str, Any]:
+    if isinstance(found, list):
+        return survey_shards(path, found)
+    return {"what": f"images in {found.kind}", **survey_store(found)}
 
 
 def _weights(file: WeightsFile) -> dict[str, Any]:
@@ -95,26 +114,3 @@ def _step(path: Path) -> int | None:
     """The step in the name that OpenAI's training gives a file."""
     name = TRAINING_NAME.fullmatch(path.name)
     return None if name is None else int(name["step"])
-
-
-def _inspect_npz(path: Path) -> dict[str, Any]:
-    file = NpzFile(path)
-    kind = "reference" if "mu" in file else "samples" if IMAGES_KEY in file else "arrays"
-    found: dict[str, Any] = {
-        "what": kind,
-        "sha256": file_sha256(path),
-        "arrays": {name: f"{dtype} {shape}" for name, (shape, dtype) in file.headers.items()},
-    }
-    if IMAGES_KEY in file:
-        low, high = 255, 0
-        for images in file.batches(BATCH_SIZE):
-            low, high = min(low, int(images.min())), max(high, int(images.max()))
-        found["images"] = {"number": file.image_shape()[0], "size": file.image_shape()[1:], "range": [low, high]}
-        labels = file.labels()
-        if labels is not None:
-            values, counts = np.unique(labels, return_counts=True)
-            found["labels"] = {
-                "sorted": bool(len(values) > 1 and (np.diff(labels) >= 0).all()),
-                "histogram": dict(zip(values.tolist(), counts.tolist(), strict=True)),
-            }
-    return found | {"identity": read_identity(file)}

@@ -1,11 +1,11 @@
-"""References: statistics of a whole training set, with images for precision and recall, in OpenAI's format.
+"""References: what samples are measured against, in OpenAI's format, in formats of others, or as plain images.
 
-`mu`, `sigma` (pool features), `mu_s`, `sigma_s` (spatial features), `arr_0` (images), `arr_1` (their
-labels), and `adm_bench`, a JSON text that says what they are of.
+OpenAI's npz holds `mu`, `sigma` (pool features), `mu_s`, `sigma_s` (spatial features), `arr_0` (images) and perhaps
+`arr_1` (their labels); ours adds `adm_bench`, a JSON text that says what they are of. TTUR's, pytorch-fid's and
+clean-fid's hold `mu` and `sigma` only.
 """
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 
 from adm_bench import progress
 from adm_bench.errors import InputError, bad_input
-from adm_bench.files import atomic_path
-from adm_bench.images.dataset import Dataset, Images
-from adm_bench.images.npz import IDENTITY_KEY, IMAGES_KEY, LABELS_KEY, NpzFile, read_identity, write_arrays
+from adm_bench.images.dataset import Images, ImageSet
+from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
+from adm_bench.images.npz_images import NpzImages
+from adm_bench.images.sources import open_image_set
 from metrics.protocol import Features
-from metrics.statistics import NEEDS, FeatureSet, Moments
+from metrics.statistics import FeatureSet, Moments
 
-IMAGES_KEPT = 10_000
 BATCH_SIZE = 256
+INCEPTION_WIDTHS = {"mu": 2048, "mu_s": 2023}
+UNSTATED_FEATURES = {"inception": INCEPTION_WIDTHS, "clean": INCEPTION_WIDTHS}
+"""Feature networks whose statistics other programs store without saying so, and the widths of these."""
+PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
 
 def extract(batches: Iterable[Images], total: int, features: Features, needs: frozenset[str], title: str) -> FeatureSet:
@@ -38,91 +42,138 @@ def extract(batches: Iterable[Images], total: int, features: Features, needs: fr
     return extracted
 
 
-def dataset_batches(dataset: Dataset, indices: NDArray[np.int64]) -> Iterator[Images]:
-    """A data set's images at those indices, in batches."""
-    for start in range(0, len(indices), BATCH_SIZE):
-        yield dataset.read(indices[start : start + BATCH_SIZE].tolist())[0]
-
-
-def write_reference(dataset: Dataset, features: Features, out: Path, seed: int = 0) -> dict[str, Any]:
-    """Measure every image of a data set and keep up to 10,000 of them, chosen by seed, in file order.
-
-    Returns the identity that the file states.
-    """
-    everything = np.arange(len(dataset))
-    measured = extract(
-        dataset_batches(dataset, everything), len(dataset), features, NEEDS - {"pool_rows", "logit_rows"}, "reference"
-    )
-    chosen = everything
-    if len(dataset) > IMAGES_KEPT:
-        chosen = np.sort(np.random.default_rng(seed).choice(everything, IMAGES_KEPT, replace=False))
-    images, labels = dataset.read(chosen.tolist())
-    identity = {
-        "data": dataset.name,
-        "data_sha256": dataset.digest(),
-        "image_size": dataset.image_size,
-        "lossy": dataset.lossy,
-        "num_images": len(dataset),
-        "features": features.name,
-        "features_sha256": features.digest,
-    }
-    arrays: dict[str, NDArray[Any]] = {
-        IMAGES_KEY: np.ascontiguousarray(images.transpose(0, 2, 3, 1)),
-        "mu": measured.pool.mean,
-        "sigma": measured.pool.covariance(),
-        IDENTITY_KEY: np.array(json.dumps(identity)),
-    }
-    if labels is not None:
-        arrays[LABELS_KEY] = labels
-    if measured.spatial is not None:
-        arrays |= {"mu_s": measured.spatial.mean, "sigma_s": measured.spatial.covariance()}
-    with atomic_path(out) as temporary:
-        write_arrays(temporary, arrays)
-    return identity
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A reference, opened for one feature network."""
+    """A reference: stored statistics, images, or both."""
 
     path: Path
-    file: NpzFile
+    file: NpzFile | None
+    """Where its statistics are stored; None: it has images only."""
+    images: ImageSet | None
     identity: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> "Reference":
-        """Read what the file says it is; InputError where it is no reference."""
+    def open(cls, path: Path, *, size: int | None = None, convert: bool = False) -> "Reference":
+        """Open an npz file, or images of any kind that `open_image_set` knows; InputError where it is no reference."""
+        if path.suffix in PICKLES and path.is_file():
+            raise InputError(why_not_pickles(path))
+        if path.suffix != ".npz" or path.is_dir():
+            return cls(path=path, file=None, images=open_image_set(path, size=size, convert=convert), identity={})
         file = NpzFile(path)
-        if "mu" not in file and IMAGES_KEY not in file:
+        if IMAGES_KEY not in file and not {"mu", "sigma"} <= file.headers.keys():
             raise InputError(f"{path}: no reference; expected arr_0, or mu and sigma, as adm-bench reference writes")
-        return cls(path=path, file=file, identity=read_identity(file))
+        images = NpzImages(path, [file], size) if IMAGES_KEY in file else None
+        return cls(path=path, file=file if "mu" in file else None, images=images, identity=read_identity(file))
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """(H, W) of the images that it is of; None where it does not say."""
+        if self.images is not None:
+            return self.images.image_shape
+        stated = self.identity.get("image_size")
+        if stated is None:
+            return None
+        return (stated, stated) if isinstance(stated, int) else (int(stated[0]), int(stated[1]))
+
+    @property
+    def num_images(self) -> int | None:
+        """Images behind its statistics, or its images where it has none; None where it does not say."""
+        if self.file is None:
+            return None if self.images is None else len(self.images)
+        stated: int | None = self.identity.get("num_images")
+        return stated
+
+    @property
+    def serves(self) -> frozenset[str]:
+        """The members of `metrics.statistics.NEEDS` that it can give."""
+        of_images = {"pool_moments", "spatial_moments", "pool_rows", "logit_rows"} if self.images is not None else set()
+        if self.file is None:
+            return frozenset(of_images)
+        stored = {"pool_moments", *({"spatial_moments"} if "mu_s" in self.file else ())}
+        return frozenset(stored | (of_images & {"pool_rows"}))
+
+    def check(self, features: Features, needs: frozenset[str]) -> None:
+        """Before any network runs: InputError where its statistics are of other features, or needs are not served.
+
+        Logits are needed of samples only.
+        """
+        if self.file is not None:
+            self._require_features(features)
+        missing = needs - self.serves - {"logit_rows"}
+        if missing:
+            held = {"pool_moments": "FID", "spatial_moments": "sFID", "pool_rows": "precision, recall and their like"}
+            able = ", ".join(text for need, text in held.items() if need in self.serves)
+            unable = ", ".join(text for need, text in held.items() if need in missing)
+            raise InputError(
+                f"{self.path}: holds no statistics or images for {unable}; it serves {able} only: name such metrics "
+                "(--metrics fid), or take another reference"
+            )
 
     def measure(self, features: Features, needs: frozenset[str]) -> FeatureSet:
         """Stored statistics where there are any, features of the images where those are needed.
 
-        InputError where the statistics are of another feature network, or what is needed is not there.
+        InputError as of `check`.
         """
-        stated = self.identity.get("features_sha256", "unknown")
-        if "mu" in self.file and stated != features.digest:
-            raise InputError(
-                f"{self.path}: its statistics are of features {self.identity.get('features', '')} {stated[:12]}; these "
-                f"are {features.name} {features.digest[:12]}: build the reference anew"
-            )
-        from_images = FeatureSet(needs=needs, device=features.device)
-        if IMAGES_KEY in self.file and ("mu" not in self.file or "pool_rows" in needs):
-            total = self.file.image_shape()[0]
-            from_images = extract(self.file.batches(BATCH_SIZE), total, features, needs, "reference features")
-        if "mu" not in self.file:
+        self.check(features, needs)
+        from_images = None
+        if self.images is not None and (self.file is None or "pool_rows" in needs):
+            batches = self.images.batches(BATCH_SIZE)
+            from_images = extract(batches, len(self.images), features, needs, "reference features")
+        if self.file is None:
+            assert from_images is not None  # a reference has statistics or images
             return from_images
+        if "features_sha256" not in self.identity:
+            progress.say(f"{self.path}: does not say what its features are; taken as those of {features.name}")
         with bad_input(self.path):
             return FeatureSet(
                 needs=needs,
                 device=features.device,
                 pool=self._moments("mu", "sigma"),
                 spatial=self._moments("mu_s", "sigma_s") if "mu_s" in self.file else None,
-                pool_rows=from_images.pool_rows if "pool_rows" in needs and from_images.num_images else None,
+                pool_rows=from_images.pool_rows if from_images is not None else None,
             )
 
+    def _require_features(self, features: Features) -> None:
+        stated = self.identity.get("features_sha256")
+        if stated is not None:
+            if stated != features.digest:
+                raise InputError(
+                    f"{self.path}: its statistics are of features {self.identity.get('features', '')} {stated[:12]}; "
+                    f"these are {features.name} {features.digest[:12]}: build the reference anew"
+                )
+            return
+        assert self.file is not None
+        widths = UNSTATED_FEATURES.get(features.name)
+        if widths is None:
+            raise InputError(
+                f"{self.path}: does not say which features its statistics are of, as those of "
+                f"{' or '.join(UNSTATED_FEATURES)} need not; these are {features.name}: build the reference anew"
+            )
+        for name, width in widths.items():
+            if name in self.file and np.prod(self.file.headers[name][0], dtype=object) != width:
+                raise InputError(
+                    f"{self.path}: {name} has the shape {self.file.headers[name][0]}, but features {features.name} "
+                    f"are {width}: take a reference of these features"
+                )
+
     def _moments(self, mean: str, covariance: str) -> Moments:
-        count = self.identity.get("num_images") or self.file.image_shape()[0]
-        return Moments.from_mean_and_covariance(self.file.load(mean), self.file.load(covariance), count)
+        return Moments.from_mean_and_covariance(
+            self._statistic(mean).ravel(), self._statistic(covariance), self.num_images
+        )
+
+    def _statistic(self, name: str) -> NDArray[np.float64]:
+        """One stored array, of any floating type and order."""
+        assert self.file is not None
+        values = self.file.load(name)
+        if values.dtype.kind != "f":
+            raise ValueError(f"{name} is {values.dtype}; expected floating-point numbers")
+        return np.ascontiguousarray(values, np.float64)
+
+
+def why_not_pickles(path: Path) -> str:
+    """The refusal of a pickled file."""
+    return (
+        f"{path}: is a pickle, which can run any program when it is opened, so it never is; where you trust it, "
+        "convert it (EDM2's: python -c \"import pickle, numpy; s = pickle.load(open('ref.pkl', 'rb'))['fid']; "
+        "numpy.savez('ref.npz', mu=s['mu'], sigma=s['sigma'])\")"
+    )

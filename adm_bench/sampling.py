@@ -30,6 +30,7 @@ from adm_bench.files import (
     write_json,
 )
 from adm_bench.images.dataset import Dataset, Images, Labels, passes
+from adm_bench.images.iterated import IteratedImages
 from adm_bench.images.npz import NpzFile, read_identity, write_arrays, write_samples
 from adm_bench.provenance import provenance
 from adm_bench.runs import differences
@@ -191,6 +192,20 @@ def decide(
         seed=seed,
         batch_size=batch_size,
     )
+
+
+def generated_images(job: SamplingJob) -> IteratedImages:
+    """The samples of a job as a set of images that are drawn as they are asked for: no file in between."""
+
+    def draw() -> Iterator[torch.Tensor]:
+        bases = itertools.repeat(None) if job.base is None else job.base.batches(job.batch_size)
+        with progress.stage(f"sample {job.name}", job.num_images, "images") as advance:
+            for start, base in zip(range(0, job.num_images, job.batch_size), bases, strict=False):
+                indices = range(start, min(start + job.batch_size, job.num_images))
+                yield _draw(job, indices, base, advance)
+
+    shape = (job.generator.image_size, job.generator.image_size)
+    return IteratedImages(job.name, draw(), job.num_images, shape, job.labels, fingerprint(job.plan()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from adm_bench.files import check_writable, file_sha256, is_foreign, read_json, 
 from adm_bench.images.dataset import Dataset
 from adm_bench.images.sources import open_dataset
 from adm_bench.records import Circumstances, evaluated, measured, write_records
-from adm_bench.references import write_reference
+from adm_bench.reference_building import write_reference
 from adm_bench.runs import WEIGHTS_FILE, differences, find_weights
 from adm_bench.sampling import build_generator, choose_labels, decide, sample
 from adm_bench.suite_file import GeneratorSpec, Suite, TrainingSpec
@@ -184,7 +184,7 @@ class SuiteRun:
         plan = {"data": self.dataset.digest(), "features": self.features.digest}
 
         def work(overwrite: bool) -> list[Record]:  # noqa: ARG001  what is derived is always replaced
-            write_reference(self.dataset, self.features, self._reference_path)
+            write_reference(self.dataset, self.features, self._reference_path, overwrite=True)
             return []
 
         self._stage("reference", plan, self._reference_path, work, costly=False)

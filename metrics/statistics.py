@@ -48,11 +48,15 @@ class Moments:
 
     `M2` is the sum of the outer products of the rows' deviations from their mean: the pairwise update of
     Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", carried over to covariances.
+
+    Stored statistics may not say of how many rows they are: then `n_is_known` is False, and `n` is the 2 with which
+    `M2` is the covariance. Such moments can be compared, but nothing can be added to them.
     """
 
     n: int
     mean: NDArray[np.float64]
     M2: NDArray[np.float64]
+    n_is_known: bool = True
 
     @classmethod
     def empty(cls, dim: int) -> Self:
@@ -60,14 +64,16 @@ class Moments:
         return cls(n=0, mean=np.zeros(dim), M2=np.zeros((dim, dim)))
 
     @classmethod
-    def from_mean_and_covariance(cls, mean: ArrayLike, covariance: ArrayLike, n: int) -> Self:
-        """Take up stored statistics of `n` images: `mean` [D] and the unbiased `covariance` [D, D]."""
+    def from_mean_and_covariance(cls, mean: ArrayLike, covariance: ArrayLike, n: int | None) -> Self:
+        """Take up stored statistics of `n` images (None: nobody knows): `mean` [D], unbiased `covariance` [D, D]."""
         mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
         if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
             raise ValueError(
                 f"found a mean of shape {mean.shape} and a covariance of shape {covariance.shape}; "
                 "expected [D] and [D, D]"
             )
+        if n is None:
+            return cls(n=2, mean=mean.copy(), M2=covariance.copy(), n_is_known=False)
         if n < 2:
             raise ValueError(f"found stored statistics of {n} images; a covariance takes at least 2")
         return cls(n=n, mean=mean.copy(), M2=covariance * (n - 1))
@@ -76,6 +82,7 @@ class Moments:
         """Add the rows [B, D]."""
         if rows.ndim != 2 or rows.shape[1] != self.mean.size:
             raise ValueError(f"found features of shape {rows.shape}; expected [batch, {self.mean.size}]")
+        self._require_known_n()
         for start in range(0, len(rows), CHUNK_ROWS):
             self._update_chunk(rows[start : start + CHUNK_ROWS].astype(np.float64))
 
@@ -94,12 +101,18 @@ class Moments:
         """Return the moments of the rows of both; the order of merging matters only to rounding."""
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"cannot merge moments of {self.mean.size} and of {other.mean.size} features")
+        self._require_known_n()
+        other._require_known_n()
         total = self.n + other.n
         if total == 0:
             return Moments.empty(self.mean.size)
         delta = other.mean - self.mean
         scatter = self.M2 + other.M2 + np.outer(delta, delta) * (self.n * other.n / total)
         return Moments(n=total, mean=self.mean + delta * (other.n / total), M2=scatter)
+
+    def _require_known_n(self) -> None:
+        if not self.n_is_known:
+            raise ValueError("found stored statistics of an unknown number of images; nothing can be added to them")
 
     def covariance(self) -> NDArray[np.float64]:
         """Return the unbiased [D, D], divided by n - 1 as `numpy.cov` does; n < 2 is a ValueError."""
@@ -143,6 +156,11 @@ class FeatureSet:
     def num_images(self) -> int:
         """Images behind the moments."""
         return 0 if self._pool is None else self._pool.n
+
+    @property
+    def known_num_images(self) -> int | None:
+        """Images behind the moments, or None where stored statistics do not say."""
+        return None if self._pool is not None and not self._pool.n_is_known else self.num_images
 
     @property
     def pool(self) -> Moments:

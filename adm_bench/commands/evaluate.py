@@ -53,7 +53,7 @@ def command(
     click.echo(
         f"protocol {protocol.name} v{protocol.version}, features {evaluation.features} "
         f"{evaluation.features_sha256[:12]}, {evaluation.num_images} samples "
-        f"against {evaluation.num_reference_images}"
+        f"against {evaluation.num_reference_images or 'an unknown number'}"
     )
     for metric in chosen:
         click.echo(f"{metric.label:<12}{evaluation.values[metric.name]:>14.6g}")

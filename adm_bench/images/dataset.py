@@ -1,8 +1,8 @@
-"""What a data set is, one in memory, and the order in which training goes through it."""
+"""What a set of images is, one in memory, and the order in which training goes through it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,13 +14,59 @@ from generators.diffusion.noise import Stream, mix_seed
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
+BATCH_BUDGET_BYTES = 2**28
+"""Pixels that one batch may hold, so that memory is bounded whatever the size of the images."""
 
-class Dataset(Protocol):
-    """Training images of one size, in a fixed order."""
+
+def images_at_a_time(batch_size: int, image_shape: tuple[int, int]) -> int:
+    """`batch_size`, or the fewer RGB images of (H, W) that the budget of a batch allows; at least one."""
+    return max(1, min(batch_size, BATCH_BUDGET_BYTES // (3 * image_shape[0] * image_shape[1])))
+
+
+class ImageSet(Protocol):
+    """Images of one size in a fixed order, gone through in batches: what is measured, wherever it comes from.
+
+    Memory does not grow with their number.
+    """
 
     @property
     def name(self) -> str:
-        """Its registered name, or its path."""
+        """Its registered name, its path, or what a person calls it."""
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+
+    @property
+    def labels(self) -> Labels | None:
+        """A class an image, int64 (N,), or None where there are none."""
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the source is compressed with loss (JPEG), which shows in every metric."""
+
+    @property
+    def preparation(self) -> Mapping[str, Any]:
+        """What was done to the images on their way (crop, conversion, images left out), as plain data."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Images]:
+        """The images in order, from number `start`, as uint8 (B, 3, H, W) with 1 <= B <= `batch_size`.
+
+        Where one pass may start, at the end of a batch of another pass, both cut the rest into the same batches.
+        """
+
+    def digest(self) -> str:
+        """SHA-256 that changes whenever an image, a label or the preparation does; it may have to read everything."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what is known without reading the images (names, sizes, times): whether a source is as it was."""
+
+
+class Dataset(ImageSet, Protocol):
+    """Square images that can be had in any order: what is trained on."""
 
     @property
     def image_size(self) -> int:
@@ -30,18 +76,8 @@ class Dataset(Protocol):
     def num_classes(self) -> int | None:
         """Number of classes, or None where there are no labels."""
 
-    @property
-    def lossy(self) -> bool:
-        """Whether the source is compressed with loss (JPEG), which shows in every metric."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
     def read(self, indices: Sequence[int]) -> tuple[Images, Labels | None]:
         """Images (B, 3, H, W) and labels (B,), or None where there are none."""
-
-    def digest(self) -> str:
-        """SHA-256 that changes whenever an image, a label or the preprocessing does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +96,16 @@ class ArrayDataset:
         """Side in pixels."""
         return int(self.images.shape[2])
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """See `ImageSet`."""
+        return int(self.images.shape[2]), int(self.images.shape[3])
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """See `ImageSet`: none."""
+        return {}
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
@@ -69,16 +115,27 @@ class ArrayDataset:
         chosen = np.asarray(indices)
         return self.images[chosen], None if self.labels is None else self.labels[chosen]
 
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Images]:
+        """See `ImageSet`."""
+        for first in range(start, len(self), batch_size):
+            yield self.images[first : first + batch_size]
+
     def digest(self) -> str:
-        """See `Dataset`."""
+        """See `ImageSet`."""
+        return self.source_digest
+
+    def fingerprint(self) -> str:
+        """See `ImageSet`: the digest, which is known."""
         return self.source_digest
 
 
-def passes(dataset: Dataset, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """One pass over a data set in its order: (uint8 NCHW, int64 labels or None)."""
-    for start in range(0, len(dataset), batch_size):
-        images, labels = dataset.read(range(start, min(start + batch_size, len(dataset))))
-        yield torch.from_numpy(images), None if labels is None else torch.from_numpy(labels)
+def passes(images: ImageSet, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """One pass over a set of images in its order: (uint8 NCHW, int64 labels or None)."""
+    done = 0
+    for batch in images.batches(batch_size):
+        labels = None if images.labels is None else torch.from_numpy(images.labels[done : done + len(batch)])
+        done += len(batch)
+        yield torch.from_numpy(batch), labels
 
 
 class TrainingOrder:

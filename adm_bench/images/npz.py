@@ -3,10 +3,13 @@
 Images are read from inside the zip and written into it batch by batch, so memory does not grow with N.
 """
 
+import io
 import json
+import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,15 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adm_bench.errors import InputError, bad_input
-from adm_bench.files import file_sha256
-from adm_bench.images.dataset import ArrayDataset, Images, Labels
+from adm_bench.images.dataset import Images, Labels, images_at_a_time
+from adm_bench.images.decoding import LARGEST_IMAGE_PIXELS
+from adm_bench.images.stores import PLAIN_METHODS
 
 IMAGES_KEY = "arr_0"
 LABELS_KEY = "arr_1"
 IDENTITY_KEY = "adm_bench"
 """A JSON text in which our own files say what they are; other readers leave it alone."""
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
-LARGEST_SIDE = 65_536
+WHOLE_ARRAY_BUDGET_BYTES = 2**30
+"""What an array may take that is loaded whole: labels and statistics. Images are streamed."""
+CHUNK_BYTES = 2**22
 
 
 class NpzFile:
@@ -35,60 +40,91 @@ class NpzFile:
         self.path = path
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected an npz file")
+        with self._reading(), zipfile.ZipFile(path) as archive:
+            members = [item for item in archive.infolist() if item.filename.endswith(".npy")]
+            self._headers = {item.filename.removesuffix(".npy"): _read_header(archive, item) for item in members}
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Around whatever parses the file: one that is damaged leads to exceptions of many kinds."""
         try:
-            with zipfile.ZipFile(path) as archive:
-                members = [item for item in archive.infolist() if item.filename.endswith(".npy")]
-                self.headers = {item.filename.removesuffix(".npy"): self._header(archive, item) for item in members}
-        except DAMAGE as error:
-            raise self._damaged(error) from error
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            line = f"{self.path}: not a readable npz file, perhaps truncated ({said}); make it anew"
+            raise InputError(line) from error
 
-    def _damaged(self, error: Exception) -> InputError:
-        return InputError(f"{self.path}: not a readable npz file, perhaps truncated ({error}); make it anew")
-
-    @staticmethod
-    def _header(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        with archive.open(item) as file:
-            shape, order, dtype = read_npy_header(file)
-            size = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if dtype.hasobject:
-            raise ValueError(f"{item.filename} holds Python objects, which are never loaded")
-        if order and len(shape) > 1:
-            raise ValueError(f"{item.filename} is in Fortran order; save it in C order (numpy.ascontiguousarray)")
-        if size != item.file_size:
-            raise ValueError(f"{item.filename} declares {shape} {dtype} but holds {item.file_size} bytes")
-        return shape, dtype
+    @property
+    def headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """(shape, dtype) of every array by its name."""
+        return {name: (header.shape, header.dtype) for name, header in self._headers.items()}
 
     def __contains__(self, key: str) -> bool:
         """Whether there is an array of that name."""
-        return key in self.headers
+        return key in self._headers
 
-    def load(self, key: str) -> NDArray[Any]:
-        """One whole array; InputError where it is absent or damaged."""
+    def _header(self, key: str, what: str = "") -> "ArrayHeader":
         if key not in self:
-            raise InputError(f"{self.path}: has no {key}; it holds {', '.join(sorted(self.headers)) or 'nothing'}")
-        try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                loaded: NDArray[Any] = arrays[key]
-                return loaded
-        except DAMAGE as error:
-            raise self._damaged(error) from error
+            held = ", ".join(sorted(self._headers)) or "nothing"
+            raise InputError(f"{self.path}: has no {key}{what}; it holds {held}")
+        return self._headers[key]
+
+    def load(self, key: str, budget_bytes: int = WHOLE_ARRAY_BUDGET_BYTES) -> NDArray[Any]:
+        """One whole array; InputError where it is absent, damaged, or larger than the budget."""
+        header = self._header(key)
+        if header.num_bytes > budget_bytes:
+            raise InputError(
+                f"{self.path}: {key} is {header.dtype} {header.shape}, {header.num_bytes} bytes; expected at most "
+                f"{budget_bytes}, since it is held in memory"
+            )
+        with self._reading(), np.load(self.path, allow_pickle=False) as arrays:
+            loaded: NDArray[Any] = arrays[key]
+            return loaded
 
     def image_shape(self) -> tuple[int, int, int]:
         """(N, H, W) of `arr_0`; InputError where it is not uint8 NHWC with three channels."""
-        if IMAGES_KEY not in self:
-            held = ", ".join(sorted(self.headers)) or "nothing"
-            raise InputError(f"{self.path}: has no {IMAGES_KEY}, which holds the images; it holds {held}")
-        shape, dtype = self.headers[IMAGES_KEY]
+        header = self._header(IMAGES_KEY, ", which holds the images")
+        shape, dtype = header.shape, header.dtype
         expected = "expected uint8 (N, H, W, 3)"
         if dtype != np.uint8:
-            raise InputError(f"{self.path}: images are {dtype} {shape}; {expected}: scale to 0..255 and convert")
+            raise InputError(
+                f"{self.path}: images are {dtype} {shape}{self._values_found()}; {expected}: "
+                "scale to 0..255 and convert"
+            )
         if len(shape) == 4 and shape[1] == 3 != shape[3]:
             raise InputError(f"{self.path}: images are {shape}, channels first; {expected}: transpose them")
         if len(shape) != 4 or shape[3] != 3:
             raise InputError(f"{self.path}: images are {shape}; {expected}")
-        if not min(shape) > 0 or max(shape[1:3]) > LARGEST_SIDE:
+        if not min(shape) > 0 or shape[1] * shape[2] > LARGEST_IMAGE_PIXELS:
             raise InputError(f"{self.path}: images are {shape}; {expected}, with at least one image")
+        if header.fortran_order:
+            raise InputError(
+                f"{self.path}: images are in Fortran order, which cannot be streamed; save them in C order "
+                "(numpy.ascontiguousarray)"
+            )
         return shape[0], shape[1], shape[2]
+
+    def _values_found(self) -> str:
+        """What the first values are, to tell images in [0, 1] from those in [-1, 1]; "" where they say nothing."""
+        chunk = next(self.chunks(IMAGES_KEY), np.empty(0))
+        if chunk.dtype.kind not in "iuf" or not chunk.size or not np.isfinite(chunk).all():
+            return ""
+        return f" with values from {chunk.min():g} to {chunk.max():g}"
+
+    def chunks(self, key: str) -> Iterator[NDArray[Any]]:
+        """All values of an array, a part at a time, as they lie in the file: (n,) of its dtype."""
+        header = self._header(key)
+        with self._reading(), zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as file:
+            read_npy_header(file)
+            left = header.num_bytes
+            while left:
+                content = file.read(min(left, max(1, CHUNK_BYTES // header.dtype.itemsize) * header.dtype.itemsize))
+                if not content:
+                    raise ValueError(f"{key} ends {left} bytes early")
+                left -= len(content)
+                yield np.frombuffer(content, header.dtype)
 
     def labels(self) -> Labels | None:
         """`arr_1` as int64 (N,), or None; InputError where it does not fit the images."""
@@ -104,19 +140,46 @@ class NpzFile:
             raise InputError(f"{self.path}: labels go down to {labels.min()}; expected 0 or more")
         return labels.astype(np.int64)
 
-    def batches(self, batch_size: int) -> Iterator[Images]:
-        """The images in file order as uint8 (B, 3, H, W)."""
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Images]:
+        """The images in file order, from number `start`, as uint8 (B, 3, H, W); B is bounded by memory too."""
         total, height, width = self.image_shape()
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES_KEY}.npy") as file:
-                read_npy_header(file)
-                for start in range(0, total, batch_size):
-                    count = min(batch_size, total - start)
-                    content = file.read(count * height * width * 3)
-                    images = np.frombuffer(content, np.uint8).reshape(count, height, width, 3)
-                    yield np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        except DAMAGE as error:
-            raise self._damaged(error) from error
+        each = height * width * 3
+        count = images_at_a_time(batch_size, (height, width))
+        with self._reading(), zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES_KEY}.npy") as file:
+            read_npy_header(file)
+            file.seek(start * each, io.SEEK_CUR)
+            for first in range(start, total, count):
+                here = min(count, total - first)
+                images = np.frombuffer(file.read(here * each), np.uint8).reshape(here, height, width, 3)
+                yield np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayHeader:
+    """What a member of an npz file declares, and the archive confirms."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran_order: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _read_header(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> ArrayHeader:
+    if item.compress_type not in PLAIN_METHODS:
+        raise ValueError(f"{item.filename} is compressed unusually; expected what numpy.savez writes")
+    with archive.open(item) as file:
+        shape, order, dtype = read_npy_header(file)
+        start = file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{item.filename} holds Python objects, which are never loaded")
+    header = ArrayHeader(shape=shape, dtype=dtype, fortran_order=order and len(shape) > 1)
+    if min(shape, default=0) < 0 or start + header.num_bytes != item.file_size:
+        raise ValueError(f"{item.filename} declares {shape} {dtype} but holds {item.file_size} bytes")
+    return header
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -146,8 +209,11 @@ def write_samples(
     batches: Iterable[Images],
     labels: Labels | None,
     identity: dict[str, Any],
+    statistics: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> None:
     """Write (N, H, W) images from batches of uint8 (B, H, W, 3), labels, and what they are, to `path`.
+
+    A reference has `statistics` (mu, sigma, mu_s, sigma_s) too.
 
     ValueError where the batches do not hold N images.
     """
@@ -161,6 +227,8 @@ def write_samples(
                 file.write(np.ascontiguousarray(batch).tobytes())
         if labels is not None:
             _add_array(archive, LABELS_KEY, labels.astype(np.int64))
+        for key, values in (statistics or {}).items():
+            _add_array(archive, key, values)
         _add_array(archive, IDENTITY_KEY, np.array(json.dumps(identity)))
     if written != shape[0]:
         raise ValueError(f"{written} images were written where {shape[0]} were announced")
@@ -176,18 +244,3 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def _add_array(archive: zipfile.ZipFile, key: str, values: NDArray[Any]) -> None:
     with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
         np.lib.format.write_array(file, np.asarray(values, order="C"), allow_pickle=False)
-
-
-def open_npz_dataset(path: Path, image_size: int | None) -> ArrayDataset:
-    """An npz file as a training set, in memory; InputError where its images have another size."""
-    file = NpzFile(path)
-    total, height, width = file.image_shape()
-    if height != width or image_size not in (None, height):
-        wanted = f"{image_size} x {image_size}" if image_size else "squares"
-        raise InputError(f"{path}: images are {height} x {width}; expected {wanted}")
-    labels = file.labels()
-    images = np.concatenate(list(file.batches(max(1, total))))
-    classes = None if labels is None else int(labels.max()) + 1
-    return ArrayDataset(
-        name=str(path), images=images, labels=labels, num_classes=classes, source_digest=file_sha256(path)
-    )

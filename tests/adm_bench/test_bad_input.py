@@ -18,7 +18,7 @@ TRAIN = ("train", "adm", "--data", "digits", "--out", "OUT")
     ("arguments", "expected"),
     [
         (["train", "adm", "--data", "digit", "--out", "OUT"], "did you mean 'digits'"),
-        (["train", "adm", "--data", "/nowhere/images", "--out", "OUT"], "no folder or npz file has that path"),
+        (["train", "adm", "--data", "/nowhere/images", "--out", "OUT"], "no file or folder has that path"),
         (["train", "amd", "--data", "digits", "--out", "OUT"], "unknown trainer 'amd'; did you mean 'adm'"),
         ([*TRAIN, "--preset", "digits9"], "did you mean 'digits8'"),
         (
@@ -60,7 +60,7 @@ TRAIN = ("train", "adm", "--data", "digits", "--out", "OUT")
         (["report", "EMPTY"], "has no records.jsonl"),
         (["inspect", "EMPTY"], "neither a training run nor a suite run"),
         (["inspect", "/nowhere"], "no such file"),
-        (["inspect", "/etc/hostname"], "expected an npz, weights (.pt, .pth, .safetensors), or the folder of a run"),
+        (["inspect", "/etc/hostname"], "or an npz file, weights (.pt, .pth, .safetensors), or the folder of a run"),
         (["convert", "/nowhere.pt", "OUT"], "SOURCE /nowhere.pt: no such file or run"),
         (["convert", "EMPTY", "OUT"], "is no training run"),
         (["compute", "--preset", "digits"], "unknown preset 'digits'; did you mean"),

@@ -1,0 +1,129 @@
+"""What can be said of samples before a network runs: refusals, and warnings of numbers that would mislead."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adm_bench.errors import InputError
+from adm_bench.files import file_sha256
+from adm_bench.images.dataset import ImageSet, Labels
+from adm_bench.references import Reference
+from metrics.protocol import EvaluationProtocol, Features, Metric
+
+PUBLISHED_NUM_IMAGES = {"adm": 50_000, "clean": 50_000}
+"""Samples behind published numbers, by protocol."""
+WELL_MIXED = 0.9
+"""Share of the labels' entropy that splits of a shuffled file hold: above 0.98 even for 5,000 of 1,000 classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleChecks:
+    """What was found of samples that can be measured."""
+
+    warnings: tuple[str, ...]
+    digest: str | None
+    """Of the samples; None where it is known only after they have passed."""
+
+
+def check_samples(
+    samples: ImageSet, reference: Reference, metrics: Sequence[Metric], features: Features
+) -> SampleChecks:
+    """Every check that needs no network; encoded images are read once, for their headers and their digest.
+
+    InputError where samples and reference differ in resolution or are the same, the reference cannot serve the metrics,
+    the samples are too few for one, or an image cannot be taken.
+    """
+    expected = reference.image_shape
+    if expected is not None and samples.image_shape != expected:
+        found = samples.image_shape
+        raise InputError(
+            f"{samples.name}: images are {found[0]} x {found[1]}, but the reference's are {expected[0]} x {expected[1]}"
+        )
+    for metric in metrics:
+        if len(samples) < metric.min_images:
+            raise InputError(
+                f"{samples.name}: holds {len(samples)} images; {metric.label} needs {metric.min_images} or more: "
+                "sample more"
+            )
+    needs = frozenset[str]().union(*(metric.needs for metric in metrics))
+    reference.check(features, needs)
+    digest = _digest(samples)
+    _require_other(samples, digest, reference)
+    warnings = _warnings(samples, digest, reference, metrics, features.protocol)
+    return SampleChecks(warnings=tuple(warnings), digest=digest)
+
+
+def _digest(samples: ImageSet) -> str | None:
+    try:
+        return samples.digest()
+    except InputError:
+        if Path(samples.name).exists():
+            raise
+        return None  # images that are made as they are asked for
+
+
+def _require_other(samples: ImageSet, digest: str | None, reference: Reference) -> None:
+    """InputError where the reference is given as the samples, under whatever name."""
+    path = Path(samples.name)
+    same = path.exists() and path.resolve() == reference.path.resolve()
+    if not same and reference.file is None and reference.images is not None:
+        same = digest is not None and reference.images.digest() == digest
+    elif not same and path.is_file() and path.stat().st_size == reference.path.stat().st_size:
+        same = file_sha256(reference.path) == digest
+    if same:
+        raise InputError(f"{samples.name}: is the reference itself ({reference.path}); give samples of a generator")
+
+
+def _warnings(
+    samples: ImageSet,
+    digest: str | None,
+    reference: Reference,
+    metrics: Sequence[Metric],
+    protocol: EvaluationProtocol,
+) -> Iterator[str]:
+    names = {metric.name for metric in metrics}
+    published = PUBLISHED_NUM_IMAGES.get(protocol.name, 0)
+    if len(samples) < published:
+        yield (
+            f"{len(samples)} samples, where published numbers of protocol {protocol.name} are of {published}: FID and "
+            f"sFID come out higher, by a bias that goes as 1/n and is {published / len(samples):.3g} times that of "
+            f"{published}, and precision and recall shift; compare with equal numbers only"
+        )
+    if "is" in names and samples.labels is not None and len(samples) > protocol.inception_split_size:
+        mixed = label_mixing(samples.labels, protocol.inception_split_size)
+        if mixed < WELL_MIXED:
+            yield (
+                f"labels are {'sorted by class' if is_sorted(samples.labels) else 'not shuffled'}: splits of "
+                f"{protocol.inception_split_size} in file order hold {100 * mixed:.0f} % of the labels' entropy, so "
+                "the Inception Score in file order is meaningless; shuffle the samples"
+            )
+    if samples.lossy and not reference.identity.get("lossy", reference.images is not None and reference.images.lossy):
+        yield "samples are stored with loss (JPEG or the like), which moves every metric; store PNG or npz"
+    if digest is not None and digest == reference.identity.get("data_sha256"):
+        yield "samples are the very images that the reference is of: numbers are those of perfect copies"
+
+
+def is_sorted(labels: Labels) -> bool:
+    """Whether there are several classes, and they come one after the other."""
+    return bool(len(labels) and labels[0] != labels[-1] and (np.diff(labels) >= 0).all())
+
+
+def label_mixing(labels: Labels, split_size: int) -> float:
+    """Mean share of the labels' entropy that contiguous splits hold: near 1 where shuffled, near 0 where sorted.
+
+    1 where there is a single class. A short last split counts by its length.
+    """
+    whole = _entropy(labels)
+    if whole == 0:
+        return 1.0
+    splits = [labels[start : start + split_size] for start in range(0, len(labels), split_size)]
+    return float(sum(len(split) * _entropy(split) for split in splits) / (len(labels) * whole))
+
+
+def _entropy(labels: Labels) -> float:
+    """Of the distribution of labels, in nats."""
+    counts = np.unique(labels, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

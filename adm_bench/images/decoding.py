@@ -1,0 +1,127 @@
+"""Encoded images become pixels: what is read, what is refused, and how much memory a file may ask for."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from adm_bench.images.crops import center_crop
+from adm_bench.images.dataset import Images
+
+SUFFIXES = {".png": False, ".jpg": True, ".jpeg": True, ".gif": False, ".bmp": False, ".webp": True}
+"""File endings that are read, and whether they lose detail."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+"""Whatever a file's name says, nothing else is tried: some of Pillow's other readers start programs."""
+LARGEST_IMAGE_PIXELS = 2**26
+"""8192 x 8192. What a header declares is checked before memory is taken for it."""
+LARGEST_FILE_BYTES = 2**28
+DEEP_MODES = ("I", "F")
+
+
+class UnreadableImageError(ValueError):
+    """The content is no image that can be decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What is done to images before they are measured or trained on."""
+
+    size: int | None = None
+    """ADM's centre crop to this side; None takes images as they are, all of one size."""
+    convert: bool = False
+    """Make RGB of greyscale, palettes and transparency (which is dropped) as Pillow does; False refuses them."""
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data; Pillow is named where it resizes."""
+        crop = {} if self.size is None else {"center_crop": self.size, "pillow": PIL.__version__}
+        return crop | ({"convert": "RGB"} if self.convert else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What an encoded image declares."""
+
+    width: int
+    height: int
+    mode: str
+    """Pillow's: RGB, L (greyscale), P (palette), RGBA."""
+    format: str
+    lossy: bool
+
+
+def has_image_name(name: str) -> bool:
+    """Whether a "/"-separated name is that of an image, and not one of the shadows that macOS leaves in archives."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._") and path.parts[0] != "__MACOSX"
+
+
+def read_header(content: bytes) -> Header:
+    """What an encoded image declares, without decoding it; UnreadableImageError."""
+    image = _opened(content)
+    return Header(
+        width=image.width,
+        height=image.height,
+        mode=image.mode,
+        format=str(image.format),
+        lossy=image.format == "JPEG" or (image.format == "WEBP" and content[12:16] != b"VP8L"),
+    )
+
+
+def decode(content: bytes, preparation: Preparation) -> Images:
+    """Pixels of an encoded image: uint8 (H, W, 3).
+
+    UnreadableImageError where it is damaged or too large, another ValueError where it is not RGB and
+    conversion is not asked for, or has more than 8 bits a channel.
+    """
+    image = _opened(content)
+    _require_mode(image.mode, preparation)
+    try:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        # A copy: what Pillow decodes into may be shared, and is not writable.
+        return np.array(rgb) if preparation.size is None else center_crop(rgb, preparation.size)
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise _unreadable(error) from error
+
+
+def require_taken(header: Header, preparation: Preparation) -> None:
+    """ValueError where `decode` would refuse an image for what it declares."""
+    _require_mode(header.mode, preparation)
+
+
+def _require_mode(mode: str, preparation: Preparation) -> None:
+    if mode.partition(";")[0] in DEEP_MODES:
+        raise ValueError(f"has more than 8 bits a channel (Pillow's mode {mode}); expected RGB of 8: convert it first")
+    if mode != "RGB" and not preparation.convert:
+        raise ValueError(f"is {_KINDS.get(mode, mode)}; expected RGB: convert it, or ask for conversion (--convert)")
+
+
+_KINDS = {
+    "1": "black and white",
+    "L": "greyscale",
+    "LA": "greyscale with transparency",
+    "P": "an image with a palette",
+    "RGBA": "RGB with transparency (RGBA)",
+    "CMYK": "CMYK",
+}
+
+
+def _opened(content: bytes) -> Image.Image:
+    """An image whose header is read; UnreadableImageError where there is none, or where it declares too much."""
+    try:
+        image = Image.open(BytesIO(content), formats=FORMATS)
+    except Exception as error:  # as in `decode`
+        raise _unreadable(error) from error
+    if image.width * image.height > LARGEST_IMAGE_PIXELS:
+        raise UnreadableImageError(
+            f"declares {image.width} x {image.height} pixels; expected at most {LARGEST_IMAGE_PIXELS} in all"
+        )
+    return image
+
+
+def _unreadable(error: Exception) -> UnreadableImageError:
+    said = "no image, or damaged" if isinstance(error, PIL.UnidentifiedImageError) else " ".join(str(error).split())
+    return UnreadableImageError(f"not a readable image ({said or type(error).__name__}); mend or remove it")

@@ -1,0 +1,249 @@
+"""Encoded images in a folder, a zip archive or an LMDB as a data set: decoded as they are needed, by threads."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adm_bench import progress
+from adm_bench.errors import InputError, bad_input
+from adm_bench.files import fingerprint
+from adm_bench.images.ahead import ahead
+from adm_bench.images.dataset import Images, Labels, images_at_a_time
+from adm_bench.images.decoding import (
+    SUFFIXES,
+    Header,
+    Preparation,
+    UnreadableImageError,
+    decode,
+    read_header,
+    require_taken,
+)
+from adm_bench.images.stores import LABELS_FILE, NoImagesError, Store
+
+READ_AHEAD = 256
+"""Encoded images read ahead where they are only hashed or checked."""
+
+
+class EncodedImages:
+    """`adm_bench.images.dataset.Dataset` of encoded images.
+
+    Labels are those of a `dataset.json` (EDM, StyleGAN) where there is one; otherwise the ranks of the folders,
+    where every image lies in one of two or more. InputError, naming the image, for whatever cannot be taken.
+    """
+
+    def __init__(self, store: Store, preparation: Preparation, *, skip_bad: int = 0) -> None:
+        """`skip_bad` images at most may be unreadable and are left out; to find them, everything is decoded once."""
+        if not store.names:
+            raise NoImagesError(store.root)
+        self.store = store
+        self.name = str(store.root)
+        self.how = preparation
+        self.class_names, self._all_labels = read_labels(store)
+        self.skipped: dict[str, str] = {}
+        self._kept: NDArray[np.int64] = np.arange(len(store.names))
+        if skip_bad:
+            self._leave_out(skip_bad)
+        self._digest: str | None = None
+        first = self._header(0)
+        self.image_shape = (preparation.size,) * 2 if preparation.size else (first.height, first.width)
+        self.lossy = first.lossy or any(map(_has_lossy_name, store.names))
+
+    @property
+    def image_size(self) -> int:
+        """See `Dataset`; the height where images are no squares."""
+        return self.image_shape[0]
+
+    @property
+    def labels(self) -> Labels | None:
+        """See `ImageSet`."""
+        return None if self._all_labels is None else self._all_labels[self._kept]
+
+    @property
+    def num_classes(self) -> int | None:
+        """See `Dataset`."""
+        if self._all_labels is None:
+            return None
+        return len(self.class_names) if self.class_names else int(self._all_labels.max()) + 1
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """See `ImageSet`; with the images that were left out, and why."""
+        return self.how.describe() | ({"skipped": self.skipped} if self.skipped else {})
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._kept)
+
+    def where(self, index: int) -> str:
+        """A person's name for an image: the root and the name in it."""
+        return f"{self.name}/{self.store.names[self._kept[index]]}"
+
+    def read(self, indices: Sequence[int]) -> tuple[Images, Labels | None]:
+        """See `Dataset`."""
+        images = np.stack([pixels for pixels, _ in ahead(self._load, indices, depth=len(indices))])
+        labels = self.labels
+        return images, None if labels is None else labels[np.asarray(indices)]
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Images]:
+        """See `ImageSet`. A pass over everything learns the digest by the way."""
+        count = images_at_a_time(batch_size, self.image_shape)
+        total = self._new_digest()
+        loaded = ahead(self._load, range(start, len(self)), depth=2 * count)
+        while batch := list(islice(loaded, count)):
+            for _, entry in batch:
+                total.update(entry)
+            yield np.stack([pixels for pixels, _ in batch])
+        if start == 0:
+            self._digest = total.hexdigest()
+
+    def digest(self) -> str:
+        """See `ImageSet`: of names, labels, bytes and preparation, the same for a folder and a zip of it.
+
+        Reads everything unless a whole pass was made. Where images are taken as they are, what their headers
+        declare is checked too: InputError for another size, or what is not RGB.
+        """
+        if self._digest is None:
+            total = self._new_digest()
+            with progress.stage(f"read {self.name}", len(self), "images") as advance:
+                for entry in ahead(self._check, range(len(self)), depth=READ_AHEAD):
+                    total.update(entry)
+                    advance(1)
+            self._digest = total.hexdigest()
+        return self._digest
+
+    def fingerprint(self) -> str:
+        """See `ImageSet`."""
+        return fingerprint({"store": self.store.stamp(), "preparation": self.preparation})
+
+    def _new_digest(self) -> Any:
+        return hashlib.sha256(json.dumps(self.preparation, sort_keys=True).encode())
+
+    def _content(self, index: int) -> bytes:
+        with bad_input(self.where(index)):
+            return self.store.read(int(self._kept[index]))
+
+    def _header(self, index: int) -> Header:
+        content = self._content(index)
+        with bad_input(self.where(index)):
+            header = read_header(content)
+            require_taken(header, self.how)
+        return header
+
+    def _load(self, index: int) -> tuple[Images, bytes]:
+        """Pixels (3, H, W) and the entry in the digest of one image."""
+        content = self._content(index)
+        with bad_input(self.where(index)):
+            pixels = decode(content, self.how)
+        self._require_shape(index, pixels.shape[0], pixels.shape[1])
+        return pixels.transpose(2, 0, 1), self._entry(index, content)
+
+    def _check(self, index: int) -> bytes:
+        """The entry in the digest of one image, whose header is checked where images are taken as they are."""
+        content = self._content(index)
+        if self.how.size is None:
+            with bad_input(self.where(index)):
+                header = read_header(content)
+                require_taken(header, self.how)
+            self._require_shape(index, header.height, header.width)
+        return self._entry(index, content)
+
+    def _require_shape(self, index: int, height: int, width: int) -> None:
+        if (height, width) != self.image_shape:
+            raise InputError(
+                f"{self.where(index)}: is {height} x {width}, but {self.where(0)} is {self.image_shape[0]} x "
+                f"{self.image_shape[1]}; expected images of one size: give --size to crop them as ADM does"
+            )
+
+    def _entry(self, index: int, content: bytes) -> bytes:
+        place = self._kept[index]
+        name = self.store.names[place].encode("utf-8", "surrogateescape")
+        label = "" if self._all_labels is None else str(self._all_labels[place])
+        return hashlib.sha256(name + f"\0{label}\0".encode() + hashlib.sha256(content).digest()).digest()
+
+    def _leave_out(self, allowed: int) -> None:
+        """Decode everything once and drop what cannot be; InputError where that is more than `allowed`."""
+        bad = {}
+        with progress.stage(f"check {self.name}", len(self), "images") as advance:
+            for index, found in enumerate(ahead(self._problem, range(len(self)), depth=READ_AHEAD)):
+                if found is not None:
+                    bad[index] = found
+                advance(1)
+        if len(bad) > allowed:
+            first = min(bad)
+            raise InputError(
+                f"{self.where(first)}: {bad[first]}; {len(bad)} of {len(self)} images are unreadable, and --skip-bad "
+                f"allows {allowed}"
+            )
+        self.skipped = {printable(self.store.names[index]): found for index, found in bad.items()}
+        self._kept = np.delete(self._kept, list(bad))
+        if not len(self._kept):
+            raise NoImagesError(self.store.root)
+
+    def _problem(self, index: int) -> str | None:
+        """Why an image cannot be decoded; what is wrong with it otherwise is found when it is used."""
+        try:
+            decode(self.store.read(index), Preparation(convert=True))
+        except UnreadableImageError as error:
+            return str(error)
+        except ValueError:
+            return None
+        return None
+
+
+def _has_lossy_name(name: str) -> bool:
+    return SUFFIXES.get("." + name.rpartition(".")[2].lower(), False)
+
+
+def printable(name: str) -> str:
+    """A name whose bytes may be no UTF-8, for a record."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def read_labels(store: Store) -> tuple[tuple[str, ...], Labels | None]:
+    """Names of the classes, where folders are the classes, and labels of all images, where there are any.
+
+    InputError for a damaged dataset.json.
+    """
+    stated = store.read_beside(LABELS_FILE)
+    if stated is not None:
+        with bad_input(f"{store.root}/{LABELS_FILE}"):
+            return (), _stated_labels(stated, store.names)
+    folders = [name.split("/")[:-1] for name in store.names]
+    depth = _common_depth(folders)
+    if any(len(folder) <= depth for folder in folders):
+        return (), None
+    owners = [folder[depth] for folder in folders]
+    classes = sorted(set(owners))
+    ranks = {name: rank for rank, name in enumerate(classes)}
+    return tuple(classes), np.array([ranks[owner] for owner in owners], np.int64)
+
+
+def _common_depth(folders: Sequence[list[str]]) -> int:
+    """Number of folders that all images share, such as the one that an archive was made of."""
+    first, last = min(folders), max(folders)
+    return next((depth for depth, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
+def _stated_labels(content: bytes, names: Sequence[str]) -> Labels | None:
+    """Labels of a dataset.json, `{"labels": [["00000/img00000000.png", 6], ...]}`, or None where it states none.
+
+    ValueError where it is damaged or says nothing of an image.
+    """
+    try:
+        stated = json.loads(content)
+        rows = stated["labels"]
+        labels = None if rows is None else {str(name): label for name, label in rows}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError('is no JSON of the form {"labels": [["NAME", CLASS], ...]}; mend or remove it') from error
+    if labels is None:
+        return None
+    for name in names:
+        label = labels.get(name)
+        if type(label) is not int or not 0 <= label < 2**31:
+            raise ValueError(f"says {label!r} of {name}; expected its class, an integer from 0")
+    return np.array([labels[name] for name in names], np.int64)

@@ -1,0 +1,148 @@
+"""Where encoded images lie: folders and zip archives. One interface, safe to use from several threads."""
+
+import hashlib
+import os
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from adm_bench.errors import InputError
+from adm_bench.images.decoding import LARGEST_FILE_BYTES, SUFFIXES, UnreadableImageError, has_image_name
+
+LABELS_FILE = "dataset.json"
+"""Where EDM's and StyleGAN's data sets keep their labels."""
+PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Ways to compress whose output Python's zipfile bounds; the others inflate a block at a time, however large."""
+
+
+class Store(Protocol):
+    """Encoded images by number, in a fixed order."""
+
+    kind: str
+    """What it is, in words."""
+    root: Path
+    names: list[str]
+    """Of the images, "/"-separated and relative to the root; not all are UTF-8 (then with surrogate escapes)."""
+
+    def read(self, index: int) -> bytes:
+        """An encoded image; UnreadableImageError where it cannot be had."""
+
+    def read_beside(self, name: str) -> bytes | None:
+        """A file that is no image, or None where there is none of that name."""
+
+    def stamp(self) -> str:
+        """SHA-256 of what is known without reading images: names, sizes, and times or checksums."""
+
+
+class FolderStore:
+    """Files under a folder, at any depth."""
+
+    kind = "a folder"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.names = sorted((name for name in _names_under(root) if has_image_name(name)), key=by_folder)
+
+    def read(self, index: int) -> bytes:
+        """See `Store`."""
+        path = self.root / self.names[index]
+        try:
+            with path.open("rb") as file:
+                return bounded(file.read(LARGEST_FILE_BYTES + 1))
+        except OSError as error:
+            raise UnreadableImageError(f"cannot be read ({error.strerror}); mend or remove it") from error
+
+    def read_beside(self, name: str) -> bytes | None:
+        """See `Store`."""
+        path = self.root / name
+        return path.read_bytes() if path.is_file() else None
+
+    def stamp(self) -> str:
+        """See `Store`."""
+        total = hashlib.sha256()
+        for name in self.names:
+            state = (self.root / name).stat()
+            total.update(os.fsencode(name) + f"\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+        return total.hexdigest()
+
+
+class ZipStore:
+    """Members of a zip archive, never extracted. InputError where the archive is damaged."""
+
+    kind = "a zip archive"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lock = threading.Lock()
+        try:
+            self.archive = zipfile.ZipFile(root)
+        except Exception as error:  # a damaged directory leads zipfile to exceptions of many kinds
+            said = " ".join(str(error).split())
+            raise InputError(f"{root}: not a readable zip archive, perhaps truncated ({said}); make it anew") from error
+        found = [item for item in self.archive.infolist() if not item.is_dir() and has_image_name(item.filename)]
+        self.members = sorted(found, key=lambda item: by_folder(item.filename))
+        self.names = [item.filename for item in self.members]
+
+    def read(self, index: int) -> bytes:
+        """See `Store`."""
+        return self._read(self.members[index])
+
+    def _read(self, member: zipfile.ZipInfo) -> bytes:
+        if member.compress_type not in PLAIN_METHODS or member.flag_bits & 1:
+            raise UnreadableImageError("is encrypted or compressed unusually; expected a stored or deflated member")
+        if member.file_size > LARGEST_FILE_BYTES:
+            raise UnreadableImageError(f"inflates to {member.file_size} bytes; expected at most {LARGEST_FILE_BYTES}")
+        try:
+            with self.lock:  # an archive counts its open members without a lock of its own
+                file = self.archive.open(member)
+            try:
+                return file.read()
+            finally:
+                with self.lock:
+                    file.close()
+        except Exception as error:  # as above
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableImageError(f"cannot be read from the archive ({said}); make it anew") from error
+
+    def read_beside(self, name: str) -> bytes | None:
+        """See `Store`."""
+        member = self.archive.NameToInfo.get(name)
+        return None if member is None else self._read(member)
+
+    def stamp(self) -> str:
+        """See `Store`."""
+        total = hashlib.sha256()
+        for member in self.members:
+            line = f"\0{member.file_size}\0{member.CRC}\0".encode()
+            total.update(member.filename.encode("utf-8", "surrogateescape") + line)
+        return total.hexdigest()
+
+
+def by_folder(name: str) -> str:
+    """A key that sorts "/"-separated names folder by folder, as paths sort."""
+    return name.replace("/", "\0")
+
+
+def bounded(content: bytes) -> bytes:
+    """The content of an image file; UnreadableImageError where it is larger than any is expected to be."""
+    if len(content) > LARGEST_FILE_BYTES:
+        raise UnreadableImageError(f"is larger than the {LARGEST_FILE_BYTES} bytes that an image file may have")
+    return content
+
+
+def _names_under(root: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); its images would be missing") from error
+
+    start = len(str(root / "x")) - 1
+    for folder, _, names in os.walk(root, onerror=refuse):
+        yield from (os.path.join(folder, name)[start:] for name in names)  # noqa: PTH118  a million Paths are slow
+
+
+class NoImagesError(InputError):
+    """A place without images."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(f"{root}: holds no images; expected files ending in {', '.join(SUFFIXES)}")
