@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _HOMES = {
+    "Comparison": "metrics.protocol",
     "Dataset": "adm_bench.images.dataset",
     "EvaluationProtocol": "metrics.protocol",
     "FeatureBatch": "metrics.protocol",

@@ -10,6 +10,7 @@ from adm_bench import registry
 from adm_bench.errors import InputError, bad_input
 from adm_bench.images.npz import NpzFile
 from adm_bench.references import BATCH_SIZE, Reference, extract
+from metrics.comparison import Comparison
 from metrics.protocol import EvaluationProtocol, Features, Metric
 
 DEFAULT_METRICS = ("fid", "sfid", "is", "precision", "recall", "copied")
@@ -60,10 +61,11 @@ def evaluate(reference: Path, samples: Path, features: Features, metrics: Sequen
     needs = frozenset().union(*(metric.needs for metric in metrics))
     known = opened.measure(features, needs)
     measured = extract(file.batches(BATCH_SIZE), total, features, needs, f"evaluate {samples.name}")
+    comparison = Comparison(samples=measured, reference=known, protocol=protocol)
     values = {}
     for metric in metrics:
         with bad_input(f"{samples} against {reference}"):
-            values[metric.name] = metric.compute(measured, known, protocol)
+            values[metric.name] = metric.compute(comparison)
     return Evaluation(
         values=values,
         protocol=protocol,

@@ -1,43 +1,19 @@
-"""Nearest neighbours among features, in blocks, and what they tell: precision, recall, copied images.
+"""The nearest neighbours of features: exact, found through approximate tiles."""
 
-All distances are squared and Euclidean, |u|^2 - 2uv + |v|^2, computed in float64: its rounding is then far
-below that of the float32 features. One block of them is in memory at a time, however many rows there are.
-"""
-
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from metrics.protocol import EvaluationProtocol
-from metrics.statistics import FeatureSet
+from metrics.exact import distance_blocks, pair_distances
+from metrics.points import Points, Rows
+from metrics.tiles import TILE_ROWS, Tile, Tiling
 
-BLOCK_ROWS = 2048
-"""Rows on either side of a block: its distances take 32 MiB."""
+SPARE = 3
+"""Candidates kept beyond those asked for: with them, hardly a row of features needs the slow way."""
 
-ZERO_DISTANCE = 1e-12
-"""Squared distances below this share of |u|^2 + |v|^2 are set to 0: they are cancellation, not distance.
-
-float64 rounds by at most about D * 2^-53 of the norms, 2e-13 at 2048 features; and features that differ in
-the last bit of a float32 lie 1e-14 of them apart. So rows that are equal, or equal but for rounding, lie at
-exactly 0 and memberships do not hang on noise where a set holds duplicates.
-"""
-
-COPY_RATIO = 1e-6
-"""Share of the typical squared distance below which a sample and its nearest reference image count as one.
-
-Typical is the median squared distance between a reference image and its own nearest neighbour (duplicates
-within the reference left out), so the rule has no unit and fits any network. Distances thus count as zero
-below 1/1000 of the usual gap. Float32 networks repeat themselves to about 1e-5 of the norm, a squared 1e-10,
-hundreds of times below; and images that fill m dimensions fall so near to one of the reference by chance in
-1 case out of 10^(3m).
-"""
-
-Rows = NDArray[np.floating]
+RECHECKED_ROWS = 256
+"""Rows that take the slow way at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,140 +24,96 @@ class Neighbours:
     indices: Tensor
 
 
-def squared_distance_blocks(
-    queries: Rows, points: Rows, *, device: torch.device | str = "cpu", block_rows: int = BLOCK_ROWS
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the squared distances [queries, points] in float64 blocks, each with its first row and column.
+class Candidates:
+    """The points that may be nearest to each query, gathered tile by tile.
 
-    They come row by row: all blocks of the first queries, then all of the next. They lie on `device`, or on
-    the CPU where that is Apple's mps, which has no float64.
+    In a set with itself a row is no candidate of its own. `k` is the most that will be asked for.
     """
-    if queries.ndim != 2 or points.ndim != 2 or queries.shape[1] != points.shape[1]:
-        raise ValueError(f"cannot compare features of shapes {queries.shape} and {points.shape}; expected [n, D] twice")
-    device = "cpu" if torch.device(device).type == "mps" else device
-    for row in range(0, len(queries), block_rows):
-        u, u_norms = _on_device(queries[row : row + block_rows], device)
-        for column in range(0, len(points), block_rows):
-            v, v_norms = _on_device(points[column : column + block_rows], device)
-            sums = u_norms[:, None] + v_norms
-            distances = torch.addmm(u_norms[:, None], u, v.T, alpha=-2).add_(v_norms)
-            yield row, column, distances.masked_fill_(distances < ZERO_DISTANCE * sums, 0)
+
+    def __init__(self, queries: Points, points: Points, k: int) -> None:
+        self.queries, self.points = queries, points
+        self.others = len(points) - (queries is points)
+        self.kept = min(k + SPARE, self.others)
+        shape = (len(queries), self.kept)
+        self.lowest = torch.full(shape, torch.inf, device=queries.device)
+        self.indices = torch.zeros(shape, dtype=torch.int64, device=queries.device)
+
+    def add(self, tile: Tile, lower_bounds: Tensor) -> None:
+        """Take in a tile of queries and points, by its lower bounds [n, m]."""
+        if tile.is_diagonal:
+            lower_bounds = lower_bounds.clone().fill_diagonal_(torch.inf)
+        near, where = lower_bounds.topk(min(self.kept, lower_bounds.shape[1]), dim=1, largest=False)
+        lowest = torch.cat([self.lowest[tile.rows], near], dim=1)
+        numbers = torch.cat([self.indices[tile.rows], where + tile.columns.start], dim=1)
+        self.lowest[tile.rows], chosen = lowest.topk(self.kept, dim=1, largest=False)
+        self.indices[tile.rows] = numbers.gather(1, chosen)
+
+    def nearest(self, k: int) -> Neighbours:
+        """Return the k nearest, exactly; of equally near ones the first come first. ValueError: too few points."""
+        if self.others < k:
+            self_too = " beside itself" if self.queries is self.points else ""
+            raise ValueError(f"found {self.others} images{self_too} where {k} nearest ones are asked for; add images")
+        kept = min(k + SPARE, self.kept)
+        lowest, order = self.lowest.cpu().topk(kept, dim=1, largest=False)
+        indices = self.indices.cpu().gather(1, order).sort(dim=1).values
+        numbers = torch.arange(len(indices))[:, None].expand_as(indices)
+        found = pair_distances(self.queries, self.points, numbers.flatten(), indices.flatten())
+        distances, indices = _first(found.view_as(indices), indices, k)
+        if kept < self.others:
+            roundings = self.queries.roundings + self.points.roundings.max()
+            nearest_left_out = (lowest[:, -1].double().clamp(min=0).sqrt() - roundings).clamp_(min=0).square_()
+            unsure = (distances[:, -1] > nearest_left_out).nonzero().flatten()
+            for rows in unsure.split(RECHECKED_ROWS):
+                distances[rows], indices[rows] = self._searched(rows, k)
+        return Neighbours(squared_distances=distances, indices=indices)
+
+    def _searched(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Go through all points in float64, where rounding leaves open which are nearest."""
+        queries, points = self.queries.rows[rows.numpy()], self.points.rows
+        distances = torch.full((len(rows), k), torch.inf, dtype=torch.float64)
+        indices = torch.zeros(len(rows), k, dtype=torch.int64)
+        for _, column, block in distance_blocks(queries, points, TILE_ROWS):
+            if self.queries is self.points:
+                own = (rows >= column) & (rows < column + block.shape[1])
+                block[own, rows[own] - column] = torch.inf
+            where = torch.arange(column, column + block.shape[1]).expand_as(block)
+            distances, indices = _first(torch.cat([distances, block], 1), torch.cat([indices, where], 1), k)
+        numbers = rows[:, None].expand_as(indices).flatten()
+        found = pair_distances(self.queries, self.points, numbers, indices.flatten())
+        return _first(found.view_as(indices), indices, k)
 
 
-def _on_device(rows: Rows, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    values = torch.tensor(rows, device=device).double()
-    return values, values.square().sum(dim=1)
+def _first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    distances, order = distances.sort(dim=1, stable=True)
+    return distances[:, :k].clone(), indices.gather(1, order)[:, :k].clone()
 
 
 def nearest_neighbours(
-    queries: Rows, points: Rows, k: int, *, device: torch.device | str = "cpu", block_rows: int = BLOCK_ROWS
+    queries: Rows, points: Rows, k: int, *, device: torch.device | str = "cpu", tile_rows: int = TILE_ROWS
 ) -> Neighbours:
     """Find the k nearest of `points` [m, D] to each of `queries` [n, D]; m < k is a ValueError.
 
-    A set compared with itself finds each row at distance 0 first.
+    Nearest training images of samples, with their distances, are `nearest_neighbours(samples, training, k)`:
+    Dhariwal and Nichol 2021, appendix C. Rows are points like others: a set compared with an equal one finds
+    each row at distance 0 first.
     """
-    if len(points) < k:
-        raise ValueError(f"found {len(points)} images where {k} nearest ones are asked for; add images")
-    distances = torch.full((len(queries), k), torch.inf, dtype=torch.float64)
-    indices = torch.zeros(len(queries), k, dtype=torch.int64)
-    for row, column, block in squared_distance_blocks(queries, points, device=device, block_rows=block_rows):
-        near, where = block.topk(min(k, block.shape[1]), dim=1, largest=False)
-        rows = slice(row, row + len(block))
-        candidates = torch.cat([distances[rows], near.cpu()], dim=1)
-        numbers = torch.cat([indices[rows], where.cpu() + column], dim=1)
-        distances[rows], chosen = candidates.topk(k, dim=1, largest=False)
-        indices[rows] = numbers.gather(1, chosen)
-    return Neighbours(squared_distances=distances, indices=indices)
+    candidates = Candidates(Points.of(queries, device=device), Points.of(points, device=device), k)
+    for tile in Tiling(candidates.queries, candidates.points, tile_rows=tile_rows).tiles():
+        candidates.add(tile, tile.lower_bounds())
+    return candidates.nearest(k)
 
 
-def squared_radii(points: Rows, k: int, *, device: torch.device | str = "cpu", block_rows: int = BLOCK_ROWS) -> Tensor:
-    """Return each point's squared distance to its k-th nearest other one: float64 [n], on the CPU."""
-    others_and_itself = nearest_neighbours(points, points, k + 1, device=device, block_rows=block_rows)
-    return others_and_itself.squared_distances[:, k]
+def neighbours_within(
+    rows: Rows, k: int, *, device: torch.device | str = "cpu", tile_rows: int = TILE_ROWS
+) -> Neighbours:
+    """Find the k nearest other rows of each row [n, D]; n <= k is a ValueError."""
+    points = Points.of(rows, device=device)
+    candidates = Candidates(points, points, k)
+    for tile in Tiling(points, points, tile_rows=tile_rows).tiles_within():
+        candidates.add(tile, tile.lower_bounds())
+    return candidates.nearest(k)
 
 
-def inside_manifold(
-    queries: Rows,
-    points: Rows,
-    point_squared_radii: Tensor,
-    *,
-    device: torch.device | str = "cpu",
-    block_rows: int = BLOCK_ROWS,
-) -> Tensor:
-    """Tell which of `queries` [n, D] lie in the ball of any of `points` [m, D], rim included: bool [n], CPU.
-
-    Kynkäänniemi et al. 2019, equation 1.
-    """
-    inside = torch.zeros(len(queries), dtype=torch.bool)
-    for row, column, block in squared_distance_blocks(queries, points, device=device, block_rows=block_rows):
-        hits = block <= point_squared_radii[column : column + block.shape[1]].to(block.device)
-        inside[row : row + len(block)] |= hits.any(dim=1).cpu()
-    return inside
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManifoldMetric:
-    """`metrics.protocol.Metric`: the share of one set inside the manifold of the other.
-
-    Kynkäänniemi et al. 2019, "Improved precision and recall metric", equation 2.
-    """
-
-    name: str
-    label: str
-    description: str
-    manifold_of: Literal["reference", "samples"]
-    higher_is_better: bool = True
-    needs: frozenset[str] = frozenset({"pool_rows"})
-    min_images: int = 4
-
-    def compute(self, samples: FeatureSet, reference: FeatureSet, protocol: EvaluationProtocol) -> float:
-        """Return 0 to 1; the set whose manifold it is holds more rows than the protocol's `neighbours`."""
-        inner, outer = (samples, reference) if self.manifold_of == "reference" else (reference, samples)
-        _require_rows(self.label, inner, 1)
-        _require_rows(self.label, outer, protocol.neighbours + 1)
-        device = samples.device
-        radii = squared_radii(outer.pool_rows, protocol.neighbours, device=device)
-        return inside_manifold(inner.pool_rows, outer.pool_rows, radii, device=device).double().mean().item()
-
-
-class CopiedShare:
-    """`metrics.protocol.Metric`: the share of samples that copy a reference image, by `COPY_RATIO`."""
-
-    name = "copied"
-    label = "Copied"
-    description = "share of samples that repeat a reference image"
-    higher_is_better = False
-    needs = frozenset({"pool_rows"})
-    min_images = 2
-
-    def compute(self, samples: FeatureSet, reference: FeatureSet, protocol: EvaluationProtocol) -> float:  # noqa: ARG002
-        """Return 0 to 1; the reference holds at least two rows, the training images for preference."""
-        _require_rows(self.label, samples, 1)
-        _require_rows(self.label, reference, 2)
-        device = samples.device
-        gaps = squared_radii(reference.pool_rows, 1, device=device)
-        gaps = gaps[gaps > 0]
-        typical_gap = gaps.median().item() if len(gaps) else 0.0
-        nearest = nearest_neighbours(samples.pool_rows, reference.pool_rows, 1, device=device)
-        return (nearest.squared_distances <= COPY_RATIO * typical_gap).double().mean().item()
-
-
-def _require_rows(label: str, features: FeatureSet, least: int) -> None:
-    found = len(features.pool_rows)
-    if found < least:
-        raise ValueError(f"{label} found the features of {found} images where it needs {least}; add images")
-
-
-PRECISION = ManifoldMetric(
-    name="precision",
-    label="Precision",
-    description="share of samples among the reference images (Kynkäänniemi et al. 2019)",
-    manifold_of="reference",
-)
-RECALL = ManifoldMetric(
-    name="recall",
-    label="Recall",
-    description="share of reference images among the samples (Kynkäänniemi et al. 2019)",
-    manifold_of="samples",
-)
-COPIED = CopiedShare()
+def squared_radii(rows: Rows, k: int, *, device: torch.device | str = "cpu", tile_rows: int = TILE_ROWS) -> Tensor:
+    """Return each row's squared distance to its k-th nearest other one: float64 [n], on the CPU."""
+    return neighbours_within(rows, k, device=device, tile_rows=tile_rows).squared_distances[:, k - 1]

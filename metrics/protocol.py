@@ -1,30 +1,15 @@
 """What a metric, a feature network and an evaluation protocol are, for whoever calls or adds one."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from metrics.statistics import FeatureBatch, FeatureSet
+from metrics.comparison import Comparison
+from metrics.evaluation_protocol import EvaluationProtocol
+from metrics.statistics import FeatureBatch
 
-__all__ = ["EvaluationProtocol", "FeatureBatch", "Features", "Metric"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationProtocol:
-    """All choices that change a number: two values compare only under one name and one version."""
-
-    name: str
-    version: int
-    inception_split_size: int = 5000
-    neighbours: int = 3
-
-    def __post_init__(self) -> None:
-        for field in ("version", "inception_split_size", "neighbours"):
-            value = getattr(self, field)
-            if value < 1:
-                raise ValueError(f"{field} of evaluation protocol {self.name!r} is {value}; it is at least 1")
+__all__ = ["Comparison", "EvaluationProtocol", "FeatureBatch", "Features", "Metric"]
 
 
 class Features(Protocol):
@@ -80,5 +65,5 @@ class Metric(Protocol):
     def min_images(self) -> int:
         """Images that each set it reads must hold, with the protocol's default settings."""
 
-    def compute(self, samples: FeatureSet, reference: FeatureSet, protocol: EvaluationProtocol) -> float:
-        """Return the value for `samples` against `reference`; a ValueError says what they lack."""
+    def compute(self, comparison: Comparison) -> float:
+        """Return the value of `comparison.samples` against its reference; a ValueError says what they lack."""

@@ -113,6 +113,16 @@ def feature_rows() -> Callable[[Mapping[str, Any], Mapping[str, Any]], NDArray[n
 
 
 @pytest.fixture(scope="session")
+def pr_input(
+    golden_case: Callable[[str], dict[str, Any]], feature_rows: Callable[..., NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Reference [3000, 2048] and samples [9000, 2048] of precision and recall; smaller sets are their first rows."""
+    case = golden_case("pr_input")
+    ref, sample = (feature_rows(case["world"], case["sets"][name]) for name in ("ref", "sample"))
+    return ref, sample
+
+
+@pytest.fixture(scope="session")
 def require_sha256() -> Callable[[ArrayLike, str], None]:
     """Fail if an array is not the one that the golden values were made from."""
 

@@ -13,10 +13,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import metrics.features.digits
+from metrics.comparison import Comparison
+from metrics.copies import COPIED
 from metrics.features.digits import WEIGHTS_PATH, DigitsFeatures, network_input
 from metrics.frechet import FID, SFID
 from metrics.inception_score import INCEPTION_SCORE
-from metrics.neighbours import COPIED, PRECISION, RECALL
+from metrics.manifold_metrics import PRECISION, RECALL
 from metrics.protocol import EvaluationProtocol, Features
 from metrics.statistics import FeatureSet
 
@@ -146,6 +148,10 @@ def test_an_incomplete_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         DigitsFeatures.load(CPU)
 
 
+def against(samples: FeatureSet, reference: FeatureSet) -> Comparison:
+    return Comparison(samples=samples, reference=reference, protocol=PROTOCOL)
+
+
 def gaussian_per_class(rng: np.random.Generator) -> Tensor:
     """As many images of each class as there are, from a Gaussian fitted to its pixels."""
     data = load_digits()
@@ -165,17 +171,17 @@ def test_the_numbers_rank_generators(features_of: Callable[[Tensor], FeatureSet]
         (features_of(noise), all_digits),
     ]
     for metric, factor in ((FID, 3), (SFID, 1.5)):
-        real, fitted, nonsense = (metric.compute(*pair, PROTOCOL) for pair in pairs)
+        real, fitted, nonsense = (metric.compute(against(*pair)) for pair in pairs)
         assert 0 < real * factor < fitted
         assert fitted * 10 < nonsense
     for metric in (INCEPTION_SCORE, PRECISION, RECALL):
-        real, fitted, nonsense = (metric.compute(*pair, PROTOCOL) for pair in pairs)
+        real, fitted, nonsense = (metric.compute(against(*pair)) for pair in pairs)
         assert real > fitted > nonsense
-    assert [COPIED.compute(*pair, PROTOCOL) for pair in pairs] == [0, 0, 0]
+    assert [COPIED.compute(against(*pair)) for pair in pairs] == [0, 0, 0]
 
 
 def test_a_memoriser_is_caught(features_of: Callable[[Tensor], FeatureSet], digits: Tensor) -> None:
     drawn = torch.from_numpy(np.random.default_rng(1).integers(0, len(digits), size=500))
     samples, reference = features_of(digits[drawn]), features_of(digits)
-    assert COPIED.compute(samples, reference, PROTOCOL) == 1
-    assert PRECISION.compute(samples, reference, PROTOCOL) == 1
+    assert COPIED.compute(against(samples, reference)) == 1
+    assert PRECISION.compute(against(samples, reference)) == 1

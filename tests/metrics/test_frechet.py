@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
+from metrics.comparison import Comparison
 from metrics.frechet import FID, SFID, frechet_distance
 from metrics.protocol import EvaluationProtocol
 from metrics.statistics import FeatureSet, Moments
@@ -12,6 +13,10 @@ from metrics.statistics import FeatureSet, Moments
 PROTOCOL = EvaluationProtocol(name="test", version=1)
 Gaussian = tuple[NDArray[np.float64], NDArray[np.float64]]
 Rule = Callable[..., NDArray[np.float64]]
+
+
+def against(samples: FeatureSet, reference: FeatureSet) -> Comparison:
+    return Comparison(samples=samples, reference=reference, protocol=PROTOCOL)
 
 
 def gaussian_of(rows: NDArray[Any]) -> Gaussian:
@@ -176,13 +181,13 @@ def test_fid_and_sfid_read_their_own_layer(feature_set: Callable[..., FeatureSet
     pool, spatial = rng.normal(size=(50, 4)), rng.normal(size=(50, 6))
     reference = feature_set(pool, spatial=spatial)
     samples = feature_set(pool + 1, spatial=spatial + 2)
-    assert FID.compute(samples, reference, PROTOCOL) == pytest.approx(4 * 1, rel=1e-5)
-    assert SFID.compute(samples, reference, PROTOCOL) == pytest.approx(6 * 4, rel=1e-5)
+    assert FID.compute(against(samples, reference)) == pytest.approx(4 * 1, rel=1e-5)
+    assert SFID.compute(against(samples, reference)) == pytest.approx(6 * 4, rel=1e-5)
 
 
 def test_missing_layer_and_single_image_are_named(feature_set: Callable[..., FeatureSet]) -> None:
     one, two = feature_set(np.zeros((1, 4))), feature_set(np.eye(2, 4))
     with pytest.raises(ValueError, match="at least 2"):
-        FID.compute(one, two, PROTOCOL)
+        FID.compute(against(one, two))
     with pytest.raises(ValueError, match="sFID needs spatial features"):
-        SFID.compute(two, two, PROTOCOL)
+        SFID.compute(against(two, two))

@@ -5,11 +5,16 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
+from metrics.comparison import Comparison
 from metrics.inception_score import INCEPTION_SCORE, inception_score
 from metrics.protocol import EvaluationProtocol
 from metrics.statistics import FeatureSet
 
 PROTOCOL = EvaluationProtocol(name="test", version=1)
+
+
+def to_itself(samples: FeatureSet, protocol: EvaluationProtocol = PROTOCOL) -> Comparison:
+    return Comparison(samples=samples, reference=samples, protocol=protocol)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def test_golden_scores(
         assert inception_score(logits, split_size) == pytest.approx(row["float64"], rel=1e-6)
         assert inception_score(logits, len(logits)) == pytest.approx(row["float64_one_split"], rel=1e-6)
         stored = FeatureSet(logit_rows=logits.astype(np.float32))
-        assert INCEPTION_SCORE.compute(stored, stored, PROTOCOL) == pytest.approx(row["float64"], rel=2e-5)
+        assert INCEPTION_SCORE.compute(to_itself(stored)) == pytest.approx(row["float64"], rel=2e-5)
 
 
 def test_golden_edges(golden_logits: NDArray[Any], golden_case: Callable[[str], dict[str, Any]]) -> None:
@@ -95,13 +100,13 @@ def test_split_size_comes_from_the_protocol(feature_set: Callable[..., FeatureSe
     logits = 1e6 * np.eye(4)[[0, 1, 2, 3]]
     samples = feature_set(np.zeros((4, 2)), logits=logits)
     halves = EvaluationProtocol(name="halves", version=1, inception_split_size=2)
-    assert INCEPTION_SCORE.compute(samples, samples, PROTOCOL) == pytest.approx(4)
-    assert INCEPTION_SCORE.compute(samples, samples, halves) == pytest.approx(2)
+    assert INCEPTION_SCORE.compute(to_itself(samples)) == pytest.approx(4)
+    assert INCEPTION_SCORE.compute(to_itself(samples, halves)) == pytest.approx(2)
 
 
 def test_missing_logits_are_named(feature_set: Callable[..., FeatureSet]) -> None:
     samples = feature_set(np.zeros((4, 2)))
     with pytest.raises(ValueError, match="IS needs logits"):
-        INCEPTION_SCORE.compute(samples, samples, PROTOCOL)
+        INCEPTION_SCORE.compute(to_itself(samples))
     with pytest.raises(ValueError, match="at least 1 image"):
         inception_score(np.zeros((0, 10)), 5000)

@@ -1,9 +1,15 @@
+from dataclasses import asdict
+from typing import Any
+
 import pytest
 
+from metrics.copies import COPIED
 from metrics.features.digits import DigitsFeatures
+from metrics.fid_infinity import FID_INFINITY
 from metrics.frechet import FID, SFID
-from metrics.inception_score import INCEPTION_SCORE
-from metrics.neighbours import COPIED, PRECISION, RECALL
+from metrics.inception_score import INCEPTION_SCORE, SHUFFLED_INCEPTION_SCORE
+from metrics.kernel import KID, KID_SUBSETS
+from metrics.manifold_metrics import COVERAGE, DENSITY, F_SCORE, PRECISION, RECALL
 from metrics.protocol import EvaluationProtocol, Metric
 from metrics.statistics import FeatureSet
 
@@ -16,6 +22,13 @@ from metrics.statistics import FeatureSet
         (INCEPTION_SCORE, "is", "IS", True, {"logit_rows"}, 1),
         (PRECISION, "precision", "Precision", True, {"pool_rows"}, 4),
         (RECALL, "recall", "Recall", True, {"pool_rows"}, 4),
+        (SHUFFLED_INCEPTION_SCORE, "is_shuffled", "IS shuffled", True, {"logit_rows"}, 1),
+        (F_SCORE, "f_score", "F-score", True, {"pool_rows"}, 4),
+        (DENSITY, "density", "Density", True, {"pool_rows"}, 6),
+        (COVERAGE, "coverage", "Coverage", True, {"pool_rows"}, 6),
+        (KID, "kid", "KID", False, {"pool_rows"}, 2),
+        (KID_SUBSETS, "kid_subsets", "KID subsets", False, {"pool_rows"}, 1000),
+        (FID_INFINITY, "fid_infinity", "FID∞", False, {"pool_moments", "pool_rows"}, 30),
         (COPIED, "copied", "Copied", False, {"pool_rows"}, 2),
     ],
 )
@@ -29,13 +42,33 @@ def test_what_each_metric_says_of_itself(
 
 
 def test_the_digits_protocol_is_frozen() -> None:
-    digits = DigitsFeatures.protocol
-    settings = (digits.name, digits.version, digits.inception_split_size, digits.neighbours)
-    assert settings == ("digits", 1, 5000, 3)
+    assert asdict(DigitsFeatures.protocol) == {
+        "name": "digits",
+        "version": 1,
+        "inception_split_size": 5000,
+        "neighbours": 3,
+        "pr_precision": "fp32",
+        "density_neighbours": 5,
+        "kid_subsets": 100,
+        "kid_subset_size": 1000,
+        "seed": 2020,
+    }
 
 
-@pytest.mark.parametrize("field", ["version", "inception_split_size", "neighbours"])
-def test_settings_below_one_are_refused(field: str) -> None:
-    settings = {"name": "mine", "version": 1, field: 0}
-    with pytest.raises(ValueError, match=f"{field} of evaluation protocol 'mine' is 0"):
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("version", 0, "is 0; it is at least 1"),
+        ("inception_split_size", 0, "is 0; it is at least 1"),
+        ("neighbours", 0, "is 0; it is at least 1"),
+        ("density_neighbours", 0, "is 0; it is at least 1"),
+        ("kid_subsets", 0, "is 0; it is at least 1"),
+        ("kid_subset_size", 1, "is 1; it is at least 2"),
+        ("seed", -1, "is -1; it is at least 0"),
+        ("pr_precision", "bf16", "is 'bf16'; it is one of fp16, fp32"),
+    ],
+)
+def test_settings_out_of_range_are_refused(field: str, value: object, message: str) -> None:
+    settings: dict[str, Any] = {"name": "mine", "version": 1, field: value}
+    with pytest.raises(ValueError, match=f"{field} of evaluation protocol 'mine' {message}"):
         EvaluationProtocol(**settings)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adm_bench import registry
 from reports.quantities import QUANTITIES, in_percent, in_si, quantity_of
 from reports.records import Record
 
@@ -13,7 +14,14 @@ from reports.records import Record
     [
         ("fid", 1.234, "1.23"),
         ("fid", 312.449, "312.45"),
+        ("fid_infinity", -0.004, "-0.00"),
+        ("kid", 0.000123, "0.00012"),
+        ("kid_subsets", -0.00004, "-0.00004"),
+        ("is_shuffled", 30.831, "30.83"),
         ("precision", 0.7415, "0.742"),
+        ("f_score", 0.5, "0.500"),
+        ("density", 1.0251, "1.025"),
+        ("coverage", 0.7266, "0.727"),
         ("copied", 0.0, "0 %"),
         ("copied", 1.0, "100 %"),
         ("copied", 0.034, "3.4 %"),
@@ -78,3 +86,10 @@ def test_a_plug_in_number_without_protocol_is_a_cost(make_record: Callable[..., 
     quantity = quantity_of(make_record(quantity="joules", protocol=None, unit="J"))
     assert (quantity.room, quantity.arrow, quantity.text(1500)) == ("sampling", "", "1.50 k")
     assert quantity.meaning == "measured by a plug-in, in J"
+
+
+@pytest.mark.parametrize("name", sorted(registry.rows("metrics")))
+def test_every_metric_has_a_row(name: str) -> None:
+    metric, quantity = registry.load("metrics", name), QUANTITIES[name]
+    assert (quantity.label, quantity.higher_is_better) == (metric.label, metric.higher_is_better)
+    assert quantity.room == "quality"
