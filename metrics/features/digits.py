@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metrics.features.float32 import exact_float32
 from metrics.protocol import EvaluationProtocol
 from metrics.statistics import FeatureBatch
 
@@ -53,6 +54,7 @@ class DigitsFeatures:
     """`metrics.protocol.Features` of the digit classifier: pool [B, 64], spatial [B, 448], logits [B, 10]."""
 
     name = "digits"
+    weights_name = None
     protocol = EvaluationProtocol(name="digits", version=1)
 
     def __init__(self, network: DigitsNetwork, *, digest: str, device: torch.device) -> None:
@@ -61,8 +63,10 @@ class DigitsFeatures:
         self.device = device
 
     @classmethod
-    def load(cls, device: torch.device) -> Self:
-        """Load the packaged weights; a RuntimeError names what they lack or have too much."""
+    def load(cls, device: torch.device, weights: Path | None = None) -> Self:
+        """Load the packaged weights, and refuse others; a RuntimeError names what they lack or have too much."""
+        if weights is not None:
+            raise ValueError(f"features {cls.name} have weights of their own and were given {weights}; leave it away")
         packed = WEIGHTS_PATH.read_bytes()
         network = DigitsNetwork()
         network.load_state_dict(safetensors.torch.load(packed), strict=True)
@@ -72,7 +76,7 @@ class DigitsFeatures:
     def __call__(self, images: Tensor) -> FeatureBatch:
         """Return features of square uint8 images [B, 3, H, H], H >= 8; anything else is a ValueError."""
         _require_square_rgb(images)
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        with exact_float32():
             pool, spatial, logits = self.network(network_input(images.to(self.device)))
         # Row, column, channel: ADM flattens TensorFlow's NHWC layout.
         flat = spatial[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
