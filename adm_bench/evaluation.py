@@ -1,16 +1,19 @@
 """Evaluation: samples against a reference, through one feature network, under one named protocol."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from adm_bench import registry
+from adm_bench import progress, registry
+from adm_bench.checks import check_samples
 from adm_bench.errors import InputError, bad_input
-from adm_bench.images.npz import NpzFile
-from adm_bench.references import BATCH_SIZE, Reference, extract
+from adm_bench.extraction import Extraction
+from adm_bench.images.dataset import ImageSet
+from adm_bench.references import Reference
 from metrics.comparison import Comparison
+from metrics.evaluation_protocol import PrPrecision
 from metrics.protocol import EvaluationProtocol, Features, Metric
 
 DEFAULT_METRICS = ("fid", "sfid", "is", "precision", "recall", "copied")
@@ -27,6 +30,9 @@ class Evaluation:
     num_images: int
     num_reference_images: int | None
     """None where the reference does not say."""
+    samples_sha256: str | None
+    """None where it cannot be known beforehand."""
+    warnings: tuple[str, ...]
 
 
 def load_features(name: str, device: torch.device) -> Features:
@@ -42,35 +48,49 @@ def load_metrics(names: Sequence[str]) -> list[Metric]:
     return [registry.load("metrics", name) for name in names]
 
 
-def evaluate(reference: Path, samples: Path, features: Features, metrics: Sequence[Metric]) -> Evaluation:
-    """Measure a file of samples; every check that can be made before the network runs is made first."""
-    protocol = features.protocol
-    file = NpzFile(samples)
-    total, height, width = file.image_shape()
-    opened = Reference.open(reference)
-    expected = opened.image_shape or (height, width)
-    if (height, width) != expected:
-        raise InputError(
-            f"{samples}: images are {height} x {width}, but the reference's are {expected[0]} x {expected[1]}"
-        )
-    for metric in metrics:
-        if total < metric.min_images:
-            raise InputError(
-                f"{samples}: holds {total} images; {metric.label} needs {metric.min_images} or more: sample more"
-            )
-    needs = frozenset().union(*(metric.needs for metric in metrics))
-    known = opened.measure(features, needs)
-    measured = extract(file.batches(BATCH_SIZE), total, features, needs, f"evaluate {samples.name}")
+def evaluate(
+    reference: Reference,
+    samples: ImageSet,
+    extraction: Extraction,
+    metrics: Sequence[Metric],
+    *,
+    pr_precision: PrPrecision | None = None,
+) -> Evaluation | None:
+    """Measure samples; every check that can be made before a network runs is made first, and warnings are said.
+
+    `pr_precision` None is the protocol's own; another is another protocol, by its name too. None on other processes
+    than the first.
+    """
+    features = extraction.features
+    checks = check_samples(samples, reference, metrics, features)
+    if extraction.ranks.is_first:
+        for warning in checks.warnings:
+            progress.say(f"warning: {samples.name}: {warning}")
+    needs = frozenset[str]().union(*(metric.needs for metric in metrics))
+    known = reference.measure(extraction, needs)
+    measured = extraction.measure(samples, needs, f"evaluate {Path(samples.name).name}")
+    if not extraction.ranks.is_first:
+        return None
+    protocol = with_pr_precision(features.protocol, pr_precision)
     comparison = Comparison(samples=measured, reference=known, protocol=protocol)
     values = {}
     for metric in metrics:
-        with bad_input(f"{samples} against {reference}"):
+        with bad_input(f"{samples.name} against {reference.path}"):
             values[metric.name] = metric.compute(comparison)
     return Evaluation(
         values=values,
         protocol=protocol,
         features=features.name,
         features_sha256=features.digest,
-        num_images=total,
+        num_images=len(samples),
         num_reference_images=known.known_num_images,
+        samples_sha256=checks.digest,
+        warnings=checks.warnings,
     )
+
+
+def with_pr_precision(protocol: EvaluationProtocol, precision: PrPrecision | None) -> EvaluationProtocol:
+    """The protocol with precision and recall in that arithmetic, and with a name of its own where that changes it."""
+    if precision in (None, protocol.pr_precision):
+        return protocol
+    return replace(protocol, name=f"{protocol.name}-{precision}", pr_precision=precision)

@@ -7,7 +7,6 @@ So the numbers are the same, to the last bit on one kind of device, for one proc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from adm_bench import progress
 from adm_bench.errors import bad_input
 from adm_bench.files import atomic_path, fingerprint, write_json
-from adm_bench.images.dataset import Images
+from adm_bench.images.dataset import Images, ImageSet
 from adm_bench.ranks import Ranks
 from metrics.protocol import Features
 from metrics.rows import MemoryBudget
@@ -27,21 +26,26 @@ BATCH_SIZE = 50
 """Divides a part, so that every image has the same companions in a batch, always."""
 
 
-class ImageSource(Protocol):
-    """Images to measure, in a fixed order."""
+class Reader:
+    """Runs of images from one set, without beginning anew where one run follows another."""
 
-    @property
-    def name(self) -> str:
-        """Its path, or the name it is registered under."""
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+        self._position = -1
+        self._batches: Iterator[Images] = iter(())
+        self._left: Images | None = None
 
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def digest(self) -> str:
-        """SHA-256 that changes whenever an image or its preprocessing does."""
-
-    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Images]:
+    def read(self, start: int, stop: int) -> Iterator[Images]:
         """Images `start` to `stop` as uint8 (B, 3, H, W)."""
+        if start != self._position:
+            self._batches, self._left = self.images.batches(BATCH_SIZE, start), None
+        self._position = stop
+        while start < stop:
+            batch = next(self._batches) if self._left is None else self._left
+            here, left = batch[: stop - start], batch[stop - start :]
+            self._left = left if len(left) else None
+            start += len(here)
+            yield here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +55,10 @@ class FeatureCache:
     folder: Path
 
     @classmethod
-    def open(cls, root: Path, source: ImageSource, features: Features) -> "FeatureCache":
+    def open(cls, root: Path, images: ImageSet, features: Features) -> "FeatureCache":
         """The place, under `root`, of what these features of these images are."""
         what = {
-            "images": source.digest(),
+            "images": images.digest(),
             "features": features.name,
             "features_sha256": features.digest,
             "protocol_version": features.protocol.version,
@@ -62,7 +66,7 @@ class FeatureCache:
         }
         folder = root / fingerprint(what)[:32]
         if not (folder / "about.json").exists():
-            write_json(folder / "about.json", {"source": source.name, **what})
+            write_json(folder / "about.json", {"name": images.name, **what})
         return cls(folder=folder)
 
     def read(self, part: int) -> FeatureBatch | None:
@@ -92,48 +96,42 @@ class Extraction:
     budget: MemoryBudget = field(default_factory=MemoryBudget)
     ranks: Ranks = field(default_factory=Ranks)
 
-    def measure(self, source: ImageSource, needs: frozenset[str], title: str) -> FeatureSet:
-        """Everything that `needs` names, of every image; on other processes than the first, nothing but its part of it.
+    def measure(self, images: ImageSet, needs: frozenset[str], title: str) -> FeatureSet:
+        """Everything that `needs` names, of every image; on other processes than the first, an empty set.
 
         InputError for features that are not finite.
         """
-        cache = None if self.cache_root is None else FeatureCache.open(self.cache_root, source, self.features)
+        cache = None if self.cache_root is None else FeatureCache.open(self.cache_root, images, self.features)
         measured = FeatureSet(needs=needs, device=self.features.device, budget=self.budget)
-        num_parts = -(-len(source) // PART_IMAGES)
-        with progress.stage(title, len(source), "images") as advance:
+        reader = Reader(images)
+        num_parts = -(-len(images) // PART_IMAGES)
+        with progress.stage(title, len(images), "images") as advance:
             for first in range(0, num_parts, self.ranks.size):
                 mine = first + self.ranks.rank
-                batch = self._part(source, mine, cache) if mine < num_parts else None
+                batch = self._part(reader, mine, cache) if mine < num_parts else None
                 for each in self.ranks.collect(batch):
                     with bad_input(title):
                         measured.update(each)
                     advance(len(each.pool))
         return measured
 
-    def _part(self, source: ImageSource, part: int, cache: FeatureCache | None) -> FeatureBatch:
+    def _part(self, reader: Reader, part: int, cache: FeatureCache | None) -> FeatureBatch:
         kept = None if cache is None else cache.read(part)
         if kept is not None:
             return kept
+        start = part * PART_IMAGES
+        stop = min(start + PART_IMAGES, len(reader.images))
         try:
-            batch = self._compute(source, part)
+            made = [self.features(torch.from_numpy(images)) for images in reader.read(start, stop)]
         except Exception as error:
             self.ranks.fail(error)
             raise
+        layers = {
+            "pool": [batch.pool for batch in made],
+            "spatial": [batch.spatial for batch in made if batch.spatial is not None],
+            "logits": [batch.logits for batch in made if batch.logits is not None],
+        }
+        batch = FeatureBatch(**{layer: torch.cat(rows).cpu() if rows else None for layer, rows in layers.items()})  # type: ignore[arg-type]
         if cache is not None:
             cache.write(part, batch)
         return batch
-
-    def _compute(self, source: ImageSource, part: int) -> FeatureBatch:
-        start = part * PART_IMAGES
-        stop = min(start + PART_IMAGES, len(source))
-        made = [self.features(torch.from_numpy(images)) for images in source.batches(BATCH_SIZE, start, stop)]
-        return FeatureBatch(
-            pool=torch.cat([batch.pool for batch in made]).cpu(),
-            spatial=_joined([batch.spatial for batch in made]),
-            logits=_joined([batch.logits for batch in made]),
-        )
-
-
-def _joined(layers: list[torch.Tensor | None]) -> torch.Tensor | None:
-    present = [rows for rows in layers if rows is not None]
-    return torch.cat(present).cpu() if present else None

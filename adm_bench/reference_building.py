@@ -26,12 +26,12 @@ from adm_bench.files import (
 )
 from adm_bench.images.dataset import Images, ImageSet
 from adm_bench.images.npz import NpzFile, write_arrays, write_samples
-from adm_bench.references import BATCH_SIZE
 from adm_bench.runs import differences
 from metrics.protocol import Features
 from metrics.statistics import FeatureSet, Moments
 
 IMAGES_KEPT = 10_000
+BATCH_SIZE = 256
 SAVE_EVERY_SEC = 60.0
 NEEDS = frozenset({"pool_moments", "spatial_moments"})
 PLAN_FILE = "plan.json"

@@ -5,41 +5,27 @@ OpenAI's npz holds `mu`, `sigma` (pool features), `mu_s`, `sigma_s` (spatial fea
 clean-fid's hold `mu` and `sigma` only.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from adm_bench import progress
 from adm_bench.errors import InputError, bad_input
-from adm_bench.images.dataset import Images, ImageSet
+from adm_bench.extraction import Extraction
+from adm_bench.images.dataset import ImageSet
 from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
 from adm_bench.images.npz_images import NpzImages
 from adm_bench.images.sources import open_image_set
 from metrics.protocol import Features
 from metrics.statistics import FeatureSet, Moments
 
-BATCH_SIZE = 256
 INCEPTION_WIDTHS = {"mu": 2048, "mu_s": 2023}
 UNSTATED_FEATURES = {"inception": INCEPTION_WIDTHS, "clean": INCEPTION_WIDTHS}
 """Feature networks whose statistics other programs store without saying so, and the widths of these."""
 PICKLES = (".pkl", ".pickle", ".pt", ".pth")
-
-
-def extract(batches: Iterable[Images], total: int, features: Features, needs: frozenset[str], title: str) -> FeatureSet:
-    """Run uint8 NCHW batches through a feature network; InputError for features that are not finite."""
-    extracted = FeatureSet(needs=needs, device=features.device)
-    with progress.stage(title, total, "images") as advance:
-        for images in batches:
-            batch = features(torch.from_numpy(images))
-            with bad_input(title):
-                extracted.update(batch)
-            advance(len(images))
-    return extracted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +95,17 @@ class Reference:
                 "(--metrics fid), or take another reference"
             )
 
-    def measure(self, features: Features, needs: frozenset[str]) -> FeatureSet:
+    def measure(self, extraction: Extraction, needs: frozenset[str]) -> FeatureSet:
         """Stored statistics where there are any, features of the images where those are needed.
 
         InputError as of `check`.
         """
+        features, needs = extraction.features, needs - {"logit_rows"}
         self.check(features, needs)
         from_images = None
         if self.images is not None and (self.file is None or "pool_rows" in needs):
-            batches = self.images.batches(BATCH_SIZE)
-            from_images = extract(batches, len(self.images), features, needs, "reference features")
+            wanted = needs if self.file is None else frozenset({"pool_rows"})
+            from_images = extraction.measure(self.images, wanted, "reference features")
         if self.file is None:
             assert from_images is not None  # a reference has statistics or images
             return from_images
@@ -130,7 +117,7 @@ class Reference:
                 device=features.device,
                 pool=self._moments("mu", "sigma"),
                 spatial=self._moments("mu_s", "sigma_s") if "mu_s" in self.file else None,
-                pool_rows=from_images.pool_rows if from_images is not None else None,
+                pool_rows=from_images.pool_rows if from_images is not None and len(from_images.pool_rows) else None,
             )
 
     def _require_features(self, features: Features) -> None:

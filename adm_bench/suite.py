@@ -12,11 +12,13 @@ from adm_bench.compute import network_cost, sampling_flops_per_image
 from adm_bench.devices import describe_device
 from adm_bench.errors import InputError, bad_input
 from adm_bench.evaluation import evaluate, load_features, load_metrics
+from adm_bench.extraction import Extraction
 from adm_bench.files import check_writable, file_sha256, is_foreign, read_json, sole_user, write_json
 from adm_bench.images.dataset import Dataset
-from adm_bench.images.sources import open_dataset
+from adm_bench.images.sources import open_dataset, open_image_set
 from adm_bench.records import Circumstances, evaluated, measured, write_records
 from adm_bench.reference_building import write_reference
+from adm_bench.references import Reference
 from adm_bench.runs import WEIGHTS_FILE, differences, find_weights
 from adm_bench.sampling import build_generator, choose_labels, decide, sample
 from adm_bench.suite_file import GeneratorSpec, Suite, TrainingSpec
@@ -273,7 +275,9 @@ class SuiteRun:
         plan = {"inputs": inputs, "features": self.features.digest, "metrics": list(self.suite.metrics)}
 
         def work(overwrite: bool) -> list[Record]:  # noqa: ARG001  what is derived is always replaced
-            evaluation = evaluate(self._reference_path, self._samples(name), self.features, self.metrics)
+            reference, samples = Reference.open(self._reference_path), open_image_set(self._samples(name))
+            evaluation = evaluate(reference, samples, Extraction(features=self.features), self.metrics)
+            assert evaluation is not None  # a suite runs in one process
             return evaluated(evaluation, self.metrics, self._row(name, spec, inputs))
 
         self._stage(f"evaluate/{name}", plan, self._samples(name), work, costly=False)
