@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from adm_bench import registry
+from adm_bench import progress, registry
 from adm_bench.errors import InputError, bad_input
 from adm_bench.images.npz import IMAGES_KEY, NpzFile
 from adm_bench.references import BATCH_SIZE, Reference, extract
+from adm_bench.weights_store import find_weights, published
 from metrics.protocol import EvaluationProtocol, Features, Metric
 
 DEFAULT_METRICS = ("fid", "sfid", "is", "precision", "recall", "copied")
@@ -27,9 +28,19 @@ class Evaluation:
     num_reference_images: int
 
 
-def load_features(name: str, device: torch.device) -> Features:
-    """A feature network by its registered name."""
-    features: Features = registry.load("features", name).load(device)
+def load_features(name: str, device: torch.device, weights: Path | None = None) -> Features:
+    """A feature network by its registered name, with the weights given, or those it is known to need.
+
+    InputError where they are not here, say how to get them, or are of another network. What is not the published
+    file is said on stderr: numbers compare only where the weights are the same.
+    """
+    network = registry.load("features", name)
+    needed: str | None = getattr(network, "weights_name", None)
+    path = weights if needed is None else find_weights(needed, weights)
+    with bad_input():
+        features: Features = network.load(device) if path is None else network.load(device, path)
+    if needed is not None and features.digest != published(needed).sha256:
+        progress.say(f"note: {path} is not the published file (sha256 {published(needed).sha256[:12]}...)")
     return features
 
 

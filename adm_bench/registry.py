@@ -34,7 +34,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "recall": "metrics.neighbours:RECALL",
         "copied": "metrics.neighbours:COPIED",
     },
-    "features": {"digits": "metrics.features.digits:DigitsFeatures"},
+    "features": {
+        "clean": "metrics.features.inception:CleanFeatures",
+        "digits": "metrics.features.digits:DigitsFeatures",
+        "inception": "metrics.features.inception:InceptionFeatures",
+    },
     "datasets": {"digits": "adm_bench.images.digits:open_digits"},
 }
 

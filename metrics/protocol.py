@@ -1,6 +1,7 @@
 """What a metric, a feature network and an evaluation protocol are, for whoever calls or adds one."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from metrics.statistics import FeatureBatch, FeatureSet
 
-__all__ = ["EvaluationProtocol", "FeatureBatch", "Features", "Metric"]
+__all__ = ["EvaluationProtocol", "FeatureBatch", "FeatureNetwork", "Features", "Metric"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,17 @@ class Features(Protocol):
 
         What an image gives does not depend, beyond rounding, on the images that share its batch.
         """
+
+
+class FeatureNetwork(Protocol):
+    """What is registered under a feature network's name: a class, say, that loads it."""
+
+    @property
+    def weights_name(self) -> str | None:
+        """The published weights that it needs, by the name they are fetched under; None where it brings its own."""
+
+    def load(self, device: torch.device, weights: Path | None = None) -> Features:
+        """Load the network, from a file of weights where one is given; a ValueError says what is wrong with it."""
 
 
 class Metric(Protocol):

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from adm_bench.commands.options import FILE, device_option, example, overwrite_option, seed_option
+from adm_bench.commands.options import (
+    FILE,
+    device_option,
+    example,
+    inception_weights_option,
+    overwrite_option,
+    seed_option,
+)
 
 
 @click.command(epilog=example("adm-bench reference digits --features digits --out ref.npz"))
@@ -12,11 +19,19 @@ from adm_bench.commands.options import FILE, device_option, example, overwrite_o
 @click.option("--features", "features_name", default="digits", metavar="NAME", help="Feature network.")
 @click.option("--size", type=click.IntRange(min=1), help="Image size.  [default: the data's own]")
 @click.option("--out", required=True, type=FILE, help="The npz file, in OpenAI's format.")
+@inception_weights_option
 @device_option
 @seed_option
 @overwrite_option
 def command(
-    data: str, features_name: str, size: int | None, out: Path, device: str, seed: int, overwrite: bool
+    data: str,
+    features_name: str,
+    size: int | None,
+    out: Path,
+    weights: Path | None,
+    device: str,
+    seed: int,
+    overwrite: bool,
 ) -> None:
     """Measure a whole training set.
 
@@ -31,7 +46,7 @@ def command(
 
     check_new_file(out, overwrite=overwrite, inputs=[data])
     dataset = open_dataset(data, size)
-    features = load_features(features_name, choose_device(device))
+    features = load_features(features_name, choose_device(device), weights)
     identity = write_reference(dataset, features, out, seed)
     click.echo(
         f"{out}: {identity['num_images']} images of {identity['data']} at {identity['image_size']}x"
