@@ -22,6 +22,7 @@ COMMANDS = (
     "list",
     "inspect",
     "convert",
+    "fetch",
 )
 
 

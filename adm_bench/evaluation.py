@@ -12,9 +12,11 @@ from adm_bench.errors import InputError, bad_input
 from adm_bench.extraction import Extraction
 from adm_bench.images.dataset import ImageSet
 from adm_bench.references import Reference
+from adm_bench.weights_store import find_weights, published
 from metrics.comparison import Comparison
 from metrics.evaluation_protocol import PrPrecision
 from metrics.protocol import EvaluationProtocol, Features, Metric
+from metrics.uncertainty import INTERVALS, Interval
 
 DEFAULT_METRICS = ("fid", "sfid", "is", "precision", "recall", "copied")
 
@@ -24,6 +26,7 @@ class Evaluation:
     """The numbers of one set of samples, and what they are numbers of."""
 
     values: dict[str, float]
+    intervals: dict[str, Interval]
     protocol: EvaluationProtocol
     features: str
     features_sha256: str
@@ -35,9 +38,19 @@ class Evaluation:
     warnings: tuple[str, ...]
 
 
-def load_features(name: str, device: torch.device) -> Features:
-    """A feature network by its registered name."""
-    features: Features = registry.load("features", name).load(device)
+def load_features(name: str, device: torch.device, weights: Path | None = None) -> Features:
+    """A feature network by its registered name, with the weights given, or those it is known to need.
+
+    InputError where they are not here, say how to get them, or are of another network. What is not the published
+    file is said on stderr: numbers compare only where the weights are the same.
+    """
+    network = registry.load("features", name)
+    needed: str | None = getattr(network, "weights_name", None)
+    path = weights if needed is None else find_weights(needed, weights)
+    with bad_input():
+        features: Features = network.load(device) if path is None else network.load(device, path)
+    if needed is not None and features.digest != published(needed).sha256:
+        progress.say(f"note: {path} is not the published file (sha256 {published(needed).sha256[:12]}...)")
     return features
 
 
@@ -48,6 +61,14 @@ def load_metrics(names: Sequence[str]) -> list[Metric]:
     return [registry.load("metrics", name) for name in names]
 
 
+def default_metrics(reference: Reference, features: Features) -> list[str]:
+    """The metrics that are measured unless others are named: those that reference and features can serve."""
+    layers = {"pool": {"pool_moments", "pool_rows"}, "spatial": {"spatial_moments"}, "logits": {"logit_rows"}}
+    given = set[str]().union(*(layers[layer] for layer in features.layers))
+    served = given & (reference.serves | {"logit_rows"})
+    return [metric.name for metric in load_metrics(DEFAULT_METRICS) if metric.needs <= served]
+
+
 def evaluate(
     reference: Reference,
     samples: ImageSet,
@@ -55,11 +76,12 @@ def evaluate(
     metrics: Sequence[Metric],
     *,
     pr_precision: PrPrecision | None = None,
+    with_intervals: bool = False,
 ) -> Evaluation | None:
     """Measure samples; every check that can be made before a network runs is made first, and warnings are said.
 
-    `pr_precision` None is the protocol's own; another is another protocol, by its name too. None on other processes
-    than the first.
+    `pr_precision` None is the protocol's own; another is another protocol, by its name too. `with_intervals` adds the
+    uncertainty of those numbers that `metrics.uncertainty` knows. None on other processes than the first.
     """
     features = extraction.features
     checks = check_samples(samples, reference, metrics, features)
@@ -68,17 +90,22 @@ def evaluate(
             progress.say(f"warning: {samples.name}: {warning}")
     needs = frozenset[str]().union(*(metric.needs for metric in metrics))
     known = reference.measure(extraction, needs)
+    if with_intervals:
+        needs |= {"pool_rows"}
     measured = extraction.measure(samples, needs, f"evaluate {Path(samples.name).name}")
     if not extraction.ranks.is_first:
         return None
     protocol = with_pr_precision(features.protocol, pr_precision)
     comparison = Comparison(samples=measured, reference=known, protocol=protocol)
-    values = {}
+    values, intervals = {}, {}
     for metric in metrics:
         with bad_input(f"{samples.name} against {reference.path}"):
             values[metric.name] = metric.compute(comparison)
+            if with_intervals and metric.name in INTERVALS:
+                intervals[metric.name] = INTERVALS[metric.name](comparison)
     return Evaluation(
         values=values,
+        intervals=intervals,
         protocol=protocol,
         features=features.name,
         features_sha256=features.digest,

@@ -128,7 +128,7 @@ def sole_user(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{folder}: another process is at work there; wait for it, or choose another --out"
+                f"{folder}: another process is at work there; wait for it, or choose another folder"
             ) from error
         yield
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from adm_bench.evaluation import Evaluation
 from adm_bench.files import write_text
 from adm_bench.provenance import provenance
+from generators.configuration import to_mapping
 from metrics.protocol import Metric
 from reports.records import Record, to_json_line
 
@@ -73,6 +74,7 @@ def _record(
         settings=dict(circumstances.settings),
         inputs=dict(circumstances.inputs),
         provenance=provenance(),
+        interval=to_mapping(evaluation.intervals[quantity]) if evaluation and quantity in evaluation.intervals else {},
     )
 
 

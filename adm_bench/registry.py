@@ -41,7 +41,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "kid_subsets": "metrics.kernel:KID_SUBSETS",
         "fid_infinity": "metrics.fid_infinity:FID_INFINITY",
     },
-    "features": {"digits": "metrics.features.digits:DigitsFeatures"},
+    "features": {
+        "torchscript": "metrics.features.torchscript:TorchScriptFeatures",
+        "clean": "metrics.features.inception:CleanFeatures",
+        "digits": "metrics.features.digits:DigitsFeatures",
+        "inception": "metrics.features.inception:InceptionFeatures",
+    },
     "datasets": {"digits": "adm_bench.images.digits:open_digits"},
 }
 

@@ -1,5 +1,6 @@
 """What a metric, a feature network and an evaluation protocol are, for whoever calls or adds one."""
 
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -9,7 +10,7 @@ from metrics.comparison import Comparison
 from metrics.evaluation_protocol import EvaluationProtocol
 from metrics.statistics import FeatureBatch
 
-__all__ = ["Comparison", "EvaluationProtocol", "FeatureBatch", "Features", "Metric"]
+__all__ = ["Comparison", "EvaluationProtocol", "FeatureBatch", "FeatureNetwork", "Features", "Metric"]
 
 
 class Features(Protocol):
@@ -31,11 +32,26 @@ class Features(Protocol):
     def device(self) -> torch.device:
         """Where the network runs and where the features it returns lie."""
 
+    @property
+    def layers(self) -> frozenset[str]:
+        """Those members of its `FeatureBatch` that are not None: "pool" and perhaps "spatial" and "logits"."""
+
     def __call__(self, images: Tensor) -> FeatureBatch:
         """Return the features of uint8 images [B, 3, H, W] on any device; other images are a ValueError.
 
         What an image gives does not depend, beyond rounding, on the images that share its batch.
         """
+
+
+class FeatureNetwork(Protocol):
+    """What is registered under a feature network's name: a class, say, that loads it."""
+
+    @property
+    def weights_name(self) -> str | None:
+        """The published weights that it needs, by the name they are fetched under; None where it brings its own."""
+
+    def load(self, device: torch.device, weights: Path | None = None) -> Features:
+        """Load the network, from a file of weights where one is given; a ValueError says what is wrong with it."""
 
 
 class Metric(Protocol):

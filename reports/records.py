@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 SCHEMA_VERSION = 1
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
+NOT_IN_OLDER_FILES = ("interval",)
 REFERENCE_INPUT = "reference"
 """The name in `Record.inputs` under which the reference set's sha256 stands."""
 
@@ -21,8 +22,8 @@ class Record:
 
     `value` is None where the measurement gave no number. `settings` holds the generator's own choices
     (sampler, sampling_steps, guidance_scale, preset), `inputs` maps an input's name to its sha256, and
-    `provenance` says what measured it: commit, dirty, versions, created (ISO 8601) and machine. A field of
-    the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
+    `provenance` says what measured it: commit, dirty, versions, created (ISO 8601) and machine. `interval` may hold
+    `low`, `high`, `std_error` and the confidence `level` of the value. A field of the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -45,6 +46,7 @@ class Record:
     settings: Mapping[str, object]
     inputs: Mapping[str, str]
     provenance: Mapping[str, object]
+    interval: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, hint in _field_types().items():
@@ -91,7 +93,7 @@ def from_json_line(line: str) -> Record:
     known = _field_types().keys()
     if unknown := sorted(content.keys() - known):
         raise ValueError(f"unknown record key {', '.join(unknown)}; known are {', '.join(known)}")
-    if missing := [name for name in known if name not in content]:
+    if missing := [name for name in known if name not in content and name not in NOT_IN_OLDER_FILES]:
         raise ValueError(f"record key {', '.join(missing)} is missing; write null where nothing is known")
     return Record(**content)
 

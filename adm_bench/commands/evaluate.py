@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from adm_bench.commands.options import FILE, device_option, example
+from adm_bench.commands.options import FILE, device_option, example, inception_weights_option
 
 DEFAULT_METRICS = "fid,sfid,is,precision,recall,copied"
 
@@ -13,6 +13,7 @@ DEFAULT_METRICS = "fid,sfid,is,precision,recall,copied"
     epilog=example(
         "adm-bench evaluate ref.npz samples.npz --features digits",
         "adm-bench evaluate ref.npz samples.npz --metrics fid,recall --json numbers.json",
+        "adm-bench fetch inception; adm-bench evaluate ref.npz samples.npz --features inception",
     )
 )
 @click.argument("reference", type=FILE)
@@ -21,6 +22,7 @@ DEFAULT_METRICS = "fid,sfid,is,precision,recall,copied"
 @click.option("--metrics", default=DEFAULT_METRICS, metavar="NAME,...", help="What to measure.")
 @click.option("--json", "json_path", type=FILE, help="Also write every number with its circumstances to this file.")
 @click.option("--overwrite", is_flag=True, help="Replace the --json file.")
+@inception_weights_option
 @device_option
 def command(
     reference: Path,
@@ -29,6 +31,7 @@ def command(
     metrics: str,
     json_path: Path | None,
     overwrite: bool,
+    weights: Path | None,
     device: str,
 ) -> None:
     """Measure samples against a reference.
@@ -47,7 +50,7 @@ def command(
     if json_path is not None:
         check_new_file(json_path, overwrite=overwrite, inputs=[reference, samples])
     chosen = load_metrics([name.strip() for name in metrics.split(",") if name.strip()])
-    features = load_features(features_name, choose_device(device))
+    features = load_features(features_name, choose_device(device), weights)
     evaluation = evaluate(reference, samples, features, chosen)
     protocol = evaluation.protocol
     click.echo(

@@ -38,6 +38,16 @@ def device_option(command: F) -> F:
     return click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")(command)
 
 
+def inception_weights_option(command: F) -> F:
+    """`--inception-weights`."""
+    return click.option(
+        "--inception-weights",
+        "weights",
+        type=FILE,
+        help="Weights of the features inception and clean.  [default: $ADM_BENCH_INCEPTION, or what fetch got]",
+    )(command)
+
+
 def seed_option(command: F) -> F:
     """`--seed`."""
     return click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything that is drawn.")(

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from adm_bench.commands.options import FILE, device_option, example, overwrite_option, seed_option
+from adm_bench.commands.options import (
+    FILE,
+    device_option,
+    example,
+    inception_weights_option,
+    overwrite_option,
+    seed_option,
+)
 
 
 @click.command(
@@ -26,6 +33,7 @@ from adm_bench.commands.options import FILE, device_option, example, overwrite_o
 )
 @click.option("--split", metavar="TEXT", help="What part of a data set this is; kept in the file.")
 @click.option("--out", required=True, type=FILE, help="The npz file, in OpenAI's format.")
+@inception_weights_option
 @device_option
 @seed_option
 @overwrite_option
@@ -37,6 +45,7 @@ def command(
     skip_bad: int,
     split: str | None,
     out: Path,
+    weights: Path | None,
     device: str,
     seed: int,
     overwrite: bool,
@@ -55,7 +64,7 @@ def command(
     from adm_bench.reference_building import write_reference
 
     check_new_file(out, overwrite=overwrite, inputs=[data])
-    features = load_features(features_name, choose_device(device))
+    features = load_features(features_name, choose_device(device), weights)
     images = open_image_set(data, size=size, convert=convert or size is not None, skip_bad=skip_bad)
     if images.lossy:
         progress.say(f"{data}: is stored with loss (JPEG or the like), which shows in every number against it")

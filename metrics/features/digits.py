@@ -56,6 +56,7 @@ class DigitsFeatures:
     name = "digits"
     weights_name = None
     protocol = EvaluationProtocol(name="digits", version=1)
+    layers = frozenset(("pool", "spatial", "logits"))
 
     def __init__(self, network: DigitsNetwork, *, digest: str, device: torch.device) -> None:
         self.network = network.to(device).eval().requires_grad_(requires_grad=False)

@@ -4,7 +4,6 @@
 clean-fid does. The network and its weights are the same, and the numbers of the two do not compare.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -33,9 +32,9 @@ class InceptionFeatures:
     """
 
     name = "inception"
-    protocol = EvaluationProtocol(name="adm", version=1)
+    protocol = EvaluationProtocol(name="adm", version=1, pr_precision="fp16")
+    layers = frozenset(("pool", "spatial", "logits"))
     weights_name: ClassVar[str | None] = "inception"
-    resize: ClassVar[Callable[[Tensor, int], Tensor]] = staticmethod(resize_like_tensorflow)
 
     def __init__(self, network: InceptionNetwork, *, digest: str, device: torch.device) -> None:
         """Take a network with its weights, which is folded here."""
@@ -63,20 +62,23 @@ class InceptionFeatures:
         _require_rgb(images)
         in_stem, in_blocks = ON_CPU if self.device.type == "cpu" else ELSEWHERE
         with exact_float32():
-            parts = [self._features(part.to(self.device), in_stem) for part in images.split(in_blocks)]
+            parts = [self._features(part.to(self.device), in_stem) for part in torch.split(images, in_blocks)]
             pool, spatial = (torch.cat(rows) for rows in zip(*parts, strict=True))
             return FeatureBatch(pool=pool, spatial=spatial, logits=self.network.logits(pool))
 
     def _features(self, images: Tensor, in_stem: int) -> tuple[Tensor, Tensor]:
         """Pool [B, 2048] and spatial [B, 2023] features of a few images."""
-        stems = [self.network.stem(self._network_input(part)) for part in images.split(in_stem)]
+        stems = [self.network.stem(self._network_input(part)) for part in torch.split(images, in_stem)]
         middle, pool = self.network.blocks(torch.cat(stems))
         # Row, column, channel: ADM flattens TensorFlow's NHWC layout.
         return pool, middle[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     def _network_input(self, images: Tensor) -> Tensor:
-        resized = type(self).resize(images, INPUT_SIZE)
-        return resized.sub_(128).div_(128).contiguous(memory_format=self._layout)
+        return self.resized(images).sub_(128).div_(128).contiguous(memory_format=self._layout)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Uint8 images [B, 3, H, W] as float32 [B, 3, 299, 299], 0 to 255, as the protocol has it."""
+        return resize_like_tensorflow(images, INPUT_SIZE)
 
 
 class CleanFeatures(InceptionFeatures):
@@ -88,7 +90,10 @@ class CleanFeatures(InceptionFeatures):
 
     name = "clean"
     protocol = EvaluationProtocol(name="clean", version=1)
-    resize = staticmethod(resize_like_clean_fid)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """As in `InceptionFeatures`."""
+        return resize_like_clean_fid(images, INPUT_SIZE)
 
 
 def _require_rgb(images: Tensor) -> None:

@@ -23,6 +23,8 @@ class TorchScriptFeatures:
 
     name = "torchscript"
     protocol = EvaluationProtocol(name="torchscript", version=1)
+    weights_name = None
+    layers = frozenset(("pool",))
 
     def __init__(self, module: torch.jit.ScriptModule, *, digest: str, device: torch.device) -> None:
         self.module = module

@@ -41,7 +41,7 @@ def load_strictly(network: nn.Module, path: Path) -> None:
         raise ValueError(f"{path}: is of another network: {', '.join(differences[:DIFFERENCES_SHOWN])}{rest}")
     for name, tensor in found.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} holds values that are not finite; expected trained weights: is it damaged?")
+            raise ValueError(f"{path}: {name} holds values that are not finite; is it damaged?")
     network.load_state_dict(found, strict=False, assign=True)  # strict but for the counters, by the comparison above
 
 
