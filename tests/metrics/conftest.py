@@ -1,9 +1,11 @@
 """The rules of tests/golden/README.md that make the golden inputs, and feature sets made of rows."""
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from metrics.features.digits import DigitsFeatures
+from metrics.features.torchvision_import import import_torchvision
 from metrics.statistics import FeatureBatch, FeatureSet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -161,3 +164,10 @@ def feature_set() -> Callable[..., FeatureSet]:
 def digits_features() -> DigitsFeatures:
     """The packaged digit classifier on the CPU."""
     return DigitsFeatures.load(torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def torch_fidelity() -> ModuleType:
+    """The package torch_fidelity, an independent implementation; its submodules are attributes."""
+    import_torchvision()
+    return importlib.import_module("torch_fidelity")
