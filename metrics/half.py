@@ -9,6 +9,8 @@ again in float32, from the features as they are.
 The order in which TensorFlow adds a row of halves was found by experiment and gives its radii bit for bit.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def _row_sums(halves: Tensor) -> Tensor:
         middle = LANES * -(-((width + 1) // 2) // LANES)
         return _row_sums(halves[:, :middle]) + _row_sums(halves[:, middle:])
     groups = width // LANES
-    runs, rounds = halves[:, : groups * LANES].unflatten(1, (groups, LANES)), groups // 4
+    runs, rounds = halves[:, : groups * LANES].reshape(len(halves), groups, LANES), groups // 4
     lanes = halves.new_zeros(len(halves), LANES)
     if rounds:
         registers = runs[:, :4]
@@ -77,7 +79,7 @@ def to_float_distances(products: Tensor, row_norms: Tensor, column_norms: Tensor
 
 def surely_finite(largest_row_norm: float, largest_column_norm: float) -> bool:
     """Tell whether no half of a block can overflow, from its largest squared norms."""
-    return (largest_row_norm**0.5 + largest_column_norm**0.5) ** 2 < SAFE_SHARE * HALF_MAX
+    return (math.sqrt(largest_row_norm) + math.sqrt(largest_column_norm)) ** 2 < SAFE_SHARE * HALF_MAX
 
 
 def overflows(products: Tensor, row_norms: Tensor, column_norms: Tensor) -> bool:

@@ -63,7 +63,8 @@ class Candidates:
             roundings = self.queries.roundings + self.points.roundings.max()
             nearest_left_out = (lowest[:, -1].double().clamp(min=0).sqrt() - roundings).clamp_(min=0).square_()
             unsure = (distances[:, -1] > nearest_left_out).nonzero().flatten()
-            for rows in unsure.split(RECHECKED_ROWS):
+            for start in range(0, len(unsure), RECHECKED_ROWS):
+                rows = unsure[start : start + RECHECKED_ROWS]
                 distances[rows], indices[rows] = self._searched(rows, k)
         return Neighbours(squared_distances=distances, indices=indices)
 

@@ -18,7 +18,8 @@ class Quantity:
 
     `label` heads its column, `short_label` does so in a terminal, where it may also break before a slash.
     `write` turns a value and a number of decimals into text. `ranked` says whether a column names its best
-    row, `must_agree` which circumstances its rows must share before they can be ranked.
+    row, `must_agree` which circumstances its rows must share before they can be ranked. A `usual` quantity has a
+    column of quality even where nobody measured it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Quantity:
     decimals: int = 0
     ranked: bool = True
     must_agree: tuple[str, ...] = ()
+    usual: bool = True
 
     @property
     def arrow(self) -> str:
@@ -115,6 +117,7 @@ QUANTITIES: dict[str, Quantity] = {
             write=in_decimals,
             decimals=2,
             must_agree=("num_reference_images",),
+            usual=False,
         ),
         Quantity(
             name="sfid",
@@ -138,6 +141,7 @@ QUANTITIES: dict[str, Quantity] = {
             write=in_decimals,
             decimals=5,
             must_agree=(),
+            usual=False,
         ),
         Quantity(
             name="kid_subsets",
@@ -149,6 +153,7 @@ QUANTITIES: dict[str, Quantity] = {
             write=in_decimals,
             decimals=5,
             must_agree=(),
+            usual=False,
         ),
         Quantity(
             name="is",
@@ -173,6 +178,7 @@ QUANTITIES: dict[str, Quantity] = {
             write=in_decimals,
             decimals=2,
             must_agree=("num_images",),
+            usual=False,
         ),
         Quantity(
             name="precision",
@@ -206,6 +212,7 @@ QUANTITIES: dict[str, Quantity] = {
             write=in_decimals,
             decimals=3,
             must_agree=_SAME_IMAGES,
+            usual=False,
         ),
         Quantity(
             name="density",
@@ -218,6 +225,7 @@ QUANTITIES: dict[str, Quantity] = {
             write=in_decimals,
             decimals=3,
             must_agree=_SAME_IMAGES,
+            usual=False,
         ),
         Quantity(
             name="coverage",
@@ -229,6 +237,7 @@ QUANTITIES: dict[str, Quantity] = {
             write=in_decimals,
             decimals=3,
             must_agree=_SAME_IMAGES,
+            usual=False,
         ),
         Quantity(
             name="copied",

@@ -126,7 +126,12 @@ def quality_sheet(records: Iterable[Record]) -> Sheet:
             "build one table for each with quality_sheets"
         )
     members = next(iter(groups.values()), ())
-    columns = _known_columns(QUANTITIES[name] for name in QUANTITIES if QUANTITIES[name].room == "quality")
+    measured = {record.quantity for record in members}
+    columns = _known_columns(
+        quantity
+        for name, quantity in QUANTITIES.items()
+        if quantity.room == "quality" and (quantity.usual or name in measured)
+    )
     for record in members:
         if quantity_of(record).room == "quality":
             columns.setdefault(record.quantity, quantity_of(record))

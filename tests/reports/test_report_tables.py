@@ -160,6 +160,13 @@ def test_plug_in_metrics_have_columns(make_record: RecordMaker) -> None:
     assert best_in_column(compute_sheet(joules), "joules") == ()
 
 
+def test_unusual_metrics_have_columns_only_where_measured(make_record: RecordMaker) -> None:
+    plain, more = [make_record()], [make_record(), make_record(quantity="coverage"), make_record(quantity="kid")]
+    assert list(quality_sheet(plain).frame.columns)[:6] == ["FID", "sFID", "IS", "Precision", "Recall", "Copied"]
+    columns = list(quality_sheet(more).frame.columns)[:8]
+    assert columns == ["FID", "sFID", "KID", "IS", "Precision", "Recall", "Coverage", "Copied"]
+
+
 def test_a_copier_is_not_crowned_for_its_cost_either(make_record: RecordMaker) -> None:
     speeds = [make_record(name, "sampling_images_per_sec", value) for name, value in (("a", 1.0), ("b", 2.0))]
     assert best_in_column(compute_sheet(speeds), "images/sec") == ("b",)
