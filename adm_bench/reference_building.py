@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,11 +63,13 @@ def write_reference(
     check_writable(parts)
     with sole_user(parts):
         _open_parts(parts, building.plan(), overwrite=overwrite)
-        measured = building.measure()
-        identity = building.write(measured)
-        for name in (*PARTS_FILES, LOCK_FILE):
-            (parts / name).unlink(missing_ok=True)
-        parts.rmdir()
+        try:
+            identity = building.write(building.measure())
+            (parts / STATE_FILE).unlink(missing_ok=True)
+        finally:
+            if not (parts / STATE_FILE).exists():  # finished, or failed before anything was worth keeping
+                _remove(parts, (*PARTS_FILES, LOCK_FILE))
+                parts.rmdir()
     return identity
 
 
@@ -75,21 +77,24 @@ def _is_foreign(path: Path) -> bool:
     return path.name not in (*PARTS_FILES, LOCK_FILE) and path.suffix != PARTIAL_SUFFIX
 
 
+def _remove(parts: Path, names: Sequence[str]) -> None:
+    for name in names:
+        (parts / name).unlink(missing_ok=True)
+
+
 def _open_parts(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
     description = parts / PLAN_FILE
     if description.exists():
         changed = differences(read_json(description), plan)
-        if changed and not overwrite:
+        if changed and (parts / STATE_FILE).exists() and not overwrite:
             raise InputError(
                 f"{parts}: holds parts of another reference ({'; '.join(changed[:3])}); choose another --out, repeat "
                 "those settings to go on with it, or pass --overwrite"
             )
         if changed:
-            for name in PARTS_FILES:
-                (parts / name).unlink(missing_ok=True)
+            _remove(parts, PARTS_FILES)
     if not description.exists():
-        for name in (STATE_FILE, KEPT_FILE):  # of no plan: nobody knows what they are
-            (parts / name).unlink(missing_ok=True)
+        _remove(parts, (STATE_FILE, KEPT_FILE))  # of no plan: nobody knows what they are
         write_json(description, plan)
     remove_partial(parts)
 

@@ -209,9 +209,9 @@ def read_labels(store: Store) -> tuple[tuple[str, ...], Labels | None]:
 
     InputError for a damaged dataset.json.
     """
-    stated = store.read_beside(LABELS_FILE)
-    if stated is not None:
-        with bad_input(f"{store.root}/{LABELS_FILE}"):
+    with bad_input(f"{store.root}/{LABELS_FILE}"):
+        stated = store.read_beside(LABELS_FILE)
+        if stated is not None:
             return (), _stated_labels(stated, store.names)
     folders = [name.split("/")[:-1] for name in store.names]
     depth = _common_depth(folders)

@@ -7,7 +7,7 @@ from typing import Any
 
 from adm_bench.errors import InputError
 from adm_bench.images.decoding import UnreadableImageError
-from adm_bench.images.stores import bounded
+from adm_bench.images.stores import require_bounded
 
 DATA_FILE = "data.mdb"
 SUFFIXES = (".mdb", ".lmdb")
@@ -53,11 +53,12 @@ class LmdbStore:
 
     def read(self, index: int) -> bytes:
         """See `Store`."""
-        with self.environment.begin() as transaction:
+        with self.environment.begin(buffers=True) as transaction:
             content = transaction.get(self.keys[index])
-        if content is None:
-            raise UnreadableImageError("is no longer there; another program has changed the LMDB")
-        return bounded(bytes(content))
+            if content is None:
+                raise UnreadableImageError("is no longer there; another program has changed the LMDB")
+            require_bounded(len(content))
+            return bytes(content)
 
     def read_beside(self, name: str) -> None:  # noqa: ARG002  the protocol's
         """See `Store`: LSUN has nothing but images."""

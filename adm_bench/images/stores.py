@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -49,15 +50,21 @@ class FolderStore:
         """See `Store`."""
         path = self.root / self.names[index]
         try:
-            with path.open("rb") as file:
-                return bounded(file.read(LARGEST_FILE_BYTES + 1))
+            state = path.stat()
+            if not stat.S_ISREG(state.st_mode):
+                raise UnreadableImageError("is no plain file; remove it")
+            require_bounded(state.st_size)
+            return path.read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"cannot be read ({error.strerror}); mend or remove it") from error
 
     def read_beside(self, name: str) -> bytes | None:
         """See `Store`."""
         path = self.root / name
-        return path.read_bytes() if path.is_file() else None
+        if not path.is_file():
+            return None
+        require_bounded(path.stat().st_size)
+        return path.read_bytes()
 
     def stamp(self) -> str:
         """See `Store`."""
@@ -92,8 +99,7 @@ class ZipStore:
     def _read(self, member: zipfile.ZipInfo) -> bytes:
         if member.compress_type not in PLAIN_METHODS or member.flag_bits & 1:
             raise UnreadableImageError("is encrypted or compressed unusually; expected a stored or deflated member")
-        if member.file_size > LARGEST_FILE_BYTES:
-            raise UnreadableImageError(f"inflates to {member.file_size} bytes; expected at most {LARGEST_FILE_BYTES}")
+        require_bounded(member.file_size)
         try:
             with self.lock:  # an archive counts its open members without a lock of its own
                 file = self.archive.open(member)
@@ -125,11 +131,10 @@ def by_folder(name: str) -> str:
     return name.replace("/", "\0")
 
 
-def bounded(content: bytes) -> bytes:
-    """The content of an image file; UnreadableImageError where it is larger than any is expected to be."""
-    if len(content) > LARGEST_FILE_BYTES:
-        raise UnreadableImageError(f"is larger than the {LARGEST_FILE_BYTES} bytes that an image file may have")
-    return content
+def require_bounded(num_bytes: int) -> None:
+    """UnreadableImageError where an encoded image is larger than any is expected to be, before it is read."""
+    if num_bytes > LARGEST_FILE_BYTES:
+        raise UnreadableImageError(f"has {num_bytes} bytes; expected at most {LARGEST_FILE_BYTES}")
 
 
 def _names_under(root: Path) -> Iterator[str]:
