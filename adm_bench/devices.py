@@ -1,5 +1,6 @@
 """The choice of device."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from adm_bench.errors import InputError
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU; InputError for a device that is not here.
 
+    Of several CUDA devices, each local process of `torchrun` has its own.
+
     What is recorded as fp32 is to be fp32: TF32, which torch lets convolutions use, is switched off.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

@@ -37,6 +37,15 @@ class Evaluation:
     """None where it cannot be known beforehand."""
     warnings: tuple[str, ...]
 
+    @property
+    def headline(self) -> str:
+        """Everything that the numbers compare by, in one line."""
+        protocol, against = self.protocol, self.num_reference_images or "an unknown number"
+        return (
+            f"protocol {protocol.name} v{protocol.version}, features {self.features} {self.features_sha256[:12]}, "
+            f"{self.num_images} samples against {against}"
+        )
+
 
 def load_features(name: str, device: torch.device, weights: Path | None = None) -> Features:
     """A feature network by its registered name, with the weights given, or those it is known to need.

@@ -24,6 +24,7 @@ class Circumstances:
     precision: str | None = "fp32"
     seed: int | None = None
     num_images: int | None = None
+    world_size: int = 1
     settings: Mapping[str, object] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
 
@@ -71,6 +72,7 @@ def _record(
         seed=circumstances.seed,
         precision=circumstances.precision,
         device=circumstances.device,
+        world_size=circumstances.world_size,
         settings=dict(circumstances.settings),
         inputs=dict(circumstances.inputs),
         provenance=provenance(),

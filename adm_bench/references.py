@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from adm_bench import progress
 from adm_bench.errors import InputError, bad_input
 from adm_bench.extraction import Extraction
+from adm_bench.files import file_sha256
 from adm_bench.images.dataset import ImageSet
 from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
 from adm_bench.images.npz_images import NpzImages
@@ -68,6 +69,13 @@ class Reference:
             return None if self.images is None else len(self.images)
         stated: int | None = self.identity.get("num_images")
         return stated
+
+    def digest(self) -> str:
+        """SHA-256 of its file, or of its images."""
+        if self.path.is_file():
+            return file_sha256(self.path)
+        assert self.images is not None  # what is no file is images
+        return self.images.digest()
 
     @property
     def serves(self) -> frozenset[str]:

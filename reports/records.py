@@ -23,7 +23,8 @@ class Record:
     `value` is None where the measurement gave no number. `settings` holds the generator's own choices
     (sampler, sampling_steps, guidance_scale, preset), `inputs` maps an input's name to its sha256, and
     `provenance` says what measured it: commit, dirty, versions, created (ISO 8601) and machine. `interval` may hold
-    `low`, `high`, `std_error` and the confidence `level` of the value. A field of the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
+    `low`, `high`, `std_error` and the confidence `level` of the value, besides the `estimate` that they are around. A
+    field of the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
     """
 
     schema_version: int = SCHEMA_VERSION

@@ -38,13 +38,15 @@ def device_option(command: F) -> F:
     return click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")(command)
 
 
-def inception_weights_option(command: F) -> F:
-    """`--inception-weights`."""
+def feature_weights_option(command: F) -> F:
+    """`--feature-weights`."""
     return click.option(
+        "--feature-weights",
         "--inception-weights",
         "weights",
         type=FILE,
-        help="Weights of the features inception and clean.  [default: $ADM_BENCH_INCEPTION, or what fetch got]",
+        help="Weights of the feature network.  [default, of inception and clean: $ADM_BENCH_INCEPTION, or what fetch "
+        "got]",
     )(command)
 
 

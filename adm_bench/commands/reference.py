@@ -8,7 +8,7 @@ from adm_bench.commands.options import (
     FILE,
     device_option,
     example,
-    inception_weights_option,
+    feature_weights_option,
     overwrite_option,
     seed_option,
 )
@@ -33,7 +33,7 @@ from adm_bench.commands.options import (
 )
 @click.option("--split", metavar="TEXT", help="What part of a data set this is; kept in the file.")
 @click.option("--out", required=True, type=FILE, help="The npz file, in OpenAI's format.")
-@inception_weights_option
+@feature_weights_option
 @device_option
 @seed_option
 @overwrite_option
