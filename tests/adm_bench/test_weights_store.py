@@ -27,7 +27,7 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802  the base's name
+    def do_GET(self) -> None:
         if self.path.startswith("/short/"):
             self.send_response(200)
             self.send_header("Content-Length", str(len(CONTENT)))
