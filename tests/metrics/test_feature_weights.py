@@ -132,7 +132,7 @@ def test_every_truncation_is_one_line(path: Path, state: State) -> None:
         whole = path.read_bytes()
         for kept in range(0, len(whole) - 1, 97):
             path.write_bytes(whole[:kept])
-            with pytest.raises(ValueError, match="^[^\n]*$"):
+            with pytest.raises(ValueError, match=r"^[^\n]*$"):
                 load_strictly(Small(), path)
 
 
