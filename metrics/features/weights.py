@@ -1,6 +1,7 @@
 """Weights of feature networks: files of tensors by name, from torch.save or safetensors. Nothing in one is ever run."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from hashlib import file_digest
 from pathlib import Path
@@ -67,7 +68,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             start = file.read(9)
         if start[8:9] == b"{":  # a header's length in eight bytes, then JSON
             return load_file(path)
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says more than the warnings before it
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file of weights") from None

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from metrics.features.digits import DigitsFeatures
+from metrics.features.inception import InceptionFeatures
+from metrics.features.inception_network import InceptionNetwork
 from metrics.features.torchvision_import import import_torchvision
 from metrics.statistics import FeatureBatch, FeatureSet
 
@@ -64,6 +66,35 @@ def _feature_rows(world: Mapping[str, Any], members: Mapping[str, Any]) -> NDArr
     rows = (np.rint(4096 * np.maximum(x, 0)) / 4096).astype(np.float32)
     assert sha256(rows) == members["sha256"], f"the rule of {members['tag']} is not followed"
     return rows
+
+
+def _image(tag: str, height: int, width: int) -> NDArray[np.uint8]:
+    """`image` of section 1, [height, width, 3]."""
+    drawn = {
+        name: np.floor(levels * _uniform(f"{tag}/{name}", shape)).astype(np.int64)
+        for name, levels, shape in (("par", 256, (3, 5)), ("blocks", 256, (8, 8, 3)), ("noise", 64, (height, width, 3)))
+    }
+    y, x, p = np.arange(height)[:, None, None], np.arange(width)[:, None], drawn["par"].T
+    grad = (p[0] * y // height + p[1] * x // width) // 2
+    checker = 64 * ((y // (1 + p[2] % 7) + x // (1 + p[3] % 5)) % 2)
+    blocks = drawn["blocks"][y[:, :, 0] * 8 // height, x[:, 0] * 8 // width]
+    values = (grad + checker + blocks + drawn["noise"]) * (64 + p[4] // 2) // 256
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _inception_weight(name: str, shape: Shape) -> NDArray[np.float32]:
+    """One entry of the Inception network's weights, of section 1."""
+    tag = f"adm-golden/dev/inception/{name}"
+    if name.endswith(".conv.weight"):
+        weight = _gaussian(tag, shape)
+        fan = weight[0].size
+        filled = (weight - weight.sum(axis=(1, 2, 3), keepdims=True) / fan) * np.sqrt(2 / fan)
+    elif name.endswith((".bn.weight", ".running_var")):
+        filled = (0.75 if name.endswith(".weight") else 0.46875) + 0.5 * _uniform(tag, shape)
+    else:
+        scales = {"bn.bias": 0.0625, "bn.running_mean": 0.03125, "fc.weight": 0.25, "fc.bias": 1.0}
+        filled = next(scale for end, scale in scales.items() if name.endswith(end)) * _gaussian(tag, shape)
+    return filled.astype(np.float32)
 
 
 def sha256(array: NDArray[Any]) -> str:
@@ -133,6 +164,37 @@ def require_sha256() -> Callable[[ArrayLike, str], None]:
         assert sha256(np.asarray(array)) == expected
 
     return require
+
+
+@pytest.fixture(scope="session")
+def golden_image() -> Callable[[str, int, int], NDArray[np.uint8]]:
+    """`image` of section 1, [height, width, 3], by its whole tag."""
+    return _image
+
+
+@pytest.fixture(scope="session")
+def inception_state() -> dict[str, torch.Tensor]:
+    """The golden weights of the Inception network, by torch-fidelity's names."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in InceptionNetwork().state_dict().items()}
+    return {
+        name: torch.tensor(0) if name.endswith("batches_tracked") else torch.from_numpy(_inception_weight(name, shape))
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def inception_weights(inception_state: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden weights as torch-fidelity's releases hold them."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(inception_state, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def inception_features(inception_weights: Path) -> InceptionFeatures:
+    """The Inception network with the golden weights, on the CPU."""
+    return InceptionFeatures.load(torch.device("cpu"), inception_weights)
 
 
 @pytest.fixture(scope="session")
