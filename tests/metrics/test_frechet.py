@@ -42,6 +42,40 @@ def test_golden_full_rank(
     assert frechet_distance(*ref, *ref) == pytest.approx(0, abs=1e-8 * trace_sum(ref, ref))
 
 
+@pytest.mark.parametrize(("case_id", "source"), [("self64", "full64"), ("self2048", "full2048")])
+def test_golden_itself(
+    case_id: str,
+    source: str,
+    golden_case: Callable[[str], dict[str, Any]],
+    feature_rows: Callable[..., NDArray[Any]],
+) -> None:
+    case, origin = golden_case(case_id), golden_case(source)
+    ref = gaussian_of(feature_rows(origin["world"], origin["sets"]["ref"]))
+    tolerance = 1e-8 * trace_sum(ref, ref)
+    assert frechet_distance(*ref, *ref) == pytest.approx(0, abs=tolerance)
+    assert frechet_distance(*ref, *ref) == pytest.approx(case["expected"]["reference"]["value"], abs=tolerance)
+
+
+def test_golden_bad_inputs(golden_case: Callable[[str], dict[str, Any]]) -> None:
+    """Where the evaluator stops or gives nan, we say what is wrong."""
+    three, four = (np.zeros(3), np.eye(3)), (np.zeros(4), np.eye(4))
+    answers = {
+        "mu of length 3 against 4": ((*three, *four), "3 and of 4"),
+        "sigma 3x3 against 4x4, mu of length 3": ((*three, np.zeros(3), np.eye(4)), r"expected \[D\] and \[D, D\]"),
+        "sigma with a nan": ((np.zeros(3), np.diag([1, np.nan, 1]), *three), "not finite"),
+        "mu with a nan": ((np.array([0, np.nan, 0]), np.eye(3), *three), "not finite"),
+    }
+    for entry in golden_case("frechet_bad_inputs")["expected"]:
+        if entry["input"] in answers:
+            arguments, message = answers[entry["input"]]
+            with pytest.raises(ValueError, match=message):
+                frechet_distance(*arguments)
+        else:
+            assert entry["input"] == "statistics of a single row (n-1 = 0)"
+            with pytest.raises(ValueError, match="found 1 images where a covariance takes at least 2"):
+                gaussian_of(np.ones((1, 3)))
+
+
 @pytest.mark.parametrize("case_id", ["rank64", "dead64", "rank2048"])
 def test_golden_deficient_rank(
     case_id: str, golden_case: Callable[[str], dict[str, Any]], feature_rows: Callable[..., NDArray[Any]]
@@ -139,6 +173,42 @@ def test_shift_costs_its_square(num_rows: int) -> None:
     rows, shift = rng.normal(size=(num_rows, 12)), rng.normal(size=12)
     distance = frechet_distance(*gaussian_of(rows), *gaussian_of(rows + shift))
     assert distance == pytest.approx(shift @ shift, rel=1e-9)
+
+
+def spread_out(rng: np.random.Generator, dim: int, decades: float) -> NDArray[np.float64]:
+    """A factor A [D, D] of a covariance whose eigenvalues span that many powers of ten."""
+    vectors = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    factor: NDArray[np.float64] = vectors * np.sqrt(10 ** -np.linspace(0, decades, dim))
+    return factor
+
+
+@pytest.mark.parametrize("decades", [1, 4, 8, 12, 16, 40])
+@pytest.mark.parametrize("same", [False, True])
+def test_near_singular_covariances_keep_their_trace(decades: float, *, same: bool) -> None:
+    rng = np.random.default_rng(8)
+    a = spread_out(rng, 80, decades)
+    b = 1.5 * a if same else spread_out(rng, 80, decades)
+    zero, s1, s2 = np.zeros(80), a @ a.T, b @ b.T
+    expected = np.trace(s1) + np.trace(s2) - 2 * np.linalg.svd(a.T @ b, compute_uv=False).sum()
+    tolerance = 1e-9 * (np.trace(s1) + np.trace(s2))
+    assert frechet_distance(zero, s1, zero, s2) == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("num_rows", [12, 300])
+def test_covariances_stored_in_float32_pass(num_rows: int) -> None:
+    rng = np.random.default_rng(9)
+    sets = [gaussian_of(rng.gamma(1, size=(num_rows, 40))) for _ in "ab"]
+    stored = [(mean, covariance.astype(np.float32)) for mean, covariance in sets]
+    if num_rows < 40:
+        assert np.linalg.eigvalsh(stored[0][1].astype(np.float64))[0] < 0
+    expected = frechet_distance(*sets[0], *sets[1])
+    assert frechet_distance(*stored[0], *stored[1]) == pytest.approx(expected, abs=1e-5 * trace_sum(*sets))
+
+
+def test_a_pair_of_zeros_on_the_diagonal_is_no_covariance() -> None:
+    indefinite = np.array([[0.0, 1.0], [1.0, 0.0]])
+    with pytest.raises(ValueError, match="eigenvalue -1"):
+        frechet_distance(np.zeros(2), indefinite, np.zeros(2), np.eye(2))
 
 
 def test_scale_costs_its_square_of_the_deviation() -> None:
