@@ -20,6 +20,14 @@ LARGEST_IMAGE_PIXELS = 2**26
 """8192 x 8192. What a header declares is checked before memory is taken for it."""
 LARGEST_FILE_BYTES = 2**28
 DEEP_MODES = ("I", "F")
+KINDS_OF_MODES = {
+    "1": "black and white",
+    "L": "greyscale",
+    "LA": "greyscale with transparency",
+    "P": "an image with a palette",
+    "RGBA": "RGB with transparency (RGBA)",
+    "CMYK": "CMYK",
+}
 
 
 class UnreadableImageError(ValueError):
@@ -96,17 +104,9 @@ def _require_mode(mode: str, preparation: Preparation) -> None:
     if mode.partition(";")[0] in DEEP_MODES:
         raise ValueError(f"has more than 8 bits a channel (Pillow's mode {mode}); expected RGB of 8: convert it first")
     if mode != "RGB" and not preparation.convert:
-        raise ValueError(f"is {_KINDS.get(mode, mode)}; expected RGB: convert it, or ask for conversion (--convert)")
-
-
-_KINDS = {
-    "1": "black and white",
-    "L": "greyscale",
-    "LA": "greyscale with transparency",
-    "P": "an image with a palette",
-    "RGBA": "RGB with transparency (RGBA)",
-    "CMYK": "CMYK",
-}
+        raise ValueError(
+            f"is {KINDS_OF_MODES.get(mode, mode)}; expected RGB: convert it, or ask for conversion (--convert)"
+        )
 
 
 def _opened(content: bytes) -> Image.Image:

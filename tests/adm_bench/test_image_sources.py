@@ -5,6 +5,7 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from adm_bench.errors import InputError
+from adm_bench.files import file_sha256
 from adm_bench.images import stores
 from adm_bench.images.ahead import ahead, one_ahead
 from adm_bench.images.crops import center_crop
@@ -407,3 +409,22 @@ def test_fortran_order_is_refused_for_images_and_read_for_statistics(tmp_path: P
         open_image_set(tmp_path / "set.npz")
     found = NpzFile(tmp_path / "set.npz").load("sigma")
     np.testing.assert_array_equal(found, sigma)
+
+
+def test_a_large_file_is_hashed_with_progress_to_the_same_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    @contextmanager
+    def stage(title: str, total: int, unit: str) -> Iterator[Callable[[float], None]]:
+        assert (title, total, unit) == (f"read {tmp_path / 'large'}", 5, "MiB")
+        yield seen.append
+
+    (tmp_path / "large").write_bytes(os.urandom(5 * 2**20 + 7))
+    expected = file_sha256(tmp_path / "large")
+    monkeypatch.setattr("adm_bench.files.LARGE_FILE_BYTES", 2**20)
+    monkeypatch.setattr("adm_bench.files.HASH_CHUNK_BYTES", 2**20)
+    monkeypatch.setattr("adm_bench.files.progress.stage", stage)
+    assert file_sha256(tmp_path / "large") == expected
+    assert (len(seen), sum(seen) > 5) == (6, True)

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from adm_bench.errors import InputError
-from adm_bench.sampling import SamplingJob, build_generator, choose_labels, image_seeds, sample
+from adm_bench.sampling import (
+    SamplingJob,
+    build_generator,
+    choose_labels,
+    decide,
+    generated_images,
+    image_seeds,
+    sample,
+)
 from generators.diffusion.noise import SeededNoise
 
 Images = Callable[[Path], np.ndarray]
@@ -122,3 +130,17 @@ def test_a_plug_in_that_breaks_its_promise_is_refused(tmp_path: Path) -> None:
     job = SamplingJob(name="liar", generator=noise, description={}, num_images=2, labels=None)
     with pytest.raises(InputError, match=r"generator liar gave torch\.float32"):
         sample(job, tmp_path / "out.npz")
+
+
+def test_samples_of_a_job_are_a_set_of_images_without_a_file(tmp_path: Path) -> None:
+    def job(seed: int) -> SamplingJob:
+        generator = build_generator("noise", {}, device=torch.device("cpu"), image_size=8, num_classes=10)
+        return decide("noise", generator, {"inputs": {}}, num_images=23, seed=seed, batch_size=5)
+
+    sample(job(0), tmp_path / "noise.npz")
+    made = generated_images(job(0))
+    streamed = np.concatenate(list(made.batches(7)))
+    with np.load(tmp_path / "noise.npz") as stored:
+        np.testing.assert_array_equal(streamed.transpose(0, 2, 3, 1), stored["arr_0"])
+        np.testing.assert_array_equal(made.labels, stored["arr_1"])
+    assert made.digest() == generated_images(job(0)).digest() != generated_images(job(1)).digest()
