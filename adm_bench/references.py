@@ -102,10 +102,11 @@ class Reference:
 
         InputError where the statistics are of another feature network, or what is needed is not there.
         """
-        stated = self.identity.get("features_sha256", "unknown")
-        if "mu" in self.file and stated != features.digest:
+        name, stated = self.identity.get("features", ""), self.identity.get("features_sha256", "unknown")
+        # Both count: one network's weights serve two protocols.
+        if "mu" in self.file and (name, stated) != (features.name, features.digest):
             raise InputError(
-                f"{self.path}: its statistics are of features {self.identity.get('features', '')} {stated[:12]}; these "
+                f"{self.path}: its statistics are of features {name} {stated[:12]}; these "
                 f"are {features.name} {features.digest[:12]}: build the reference anew"
             )
         from_images = FeatureSet(needs=needs, device=features.device)
