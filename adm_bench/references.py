@@ -131,7 +131,8 @@ class Reference:
     def _require_features(self, features: Features) -> None:
         stated = self.identity.get("features_sha256")
         if stated is not None:
-            if stated != features.digest:
+            # Both count: one network's weights serve two protocols.
+            if (self.identity.get("features"), stated) != (features.name, features.digest):
                 raise InputError(
                     f"{self.path}: its statistics are of features {self.identity.get('features', '')} {stated[:12]}; "
                     f"these are {features.name} {features.digest[:12]}: build the reference anew"

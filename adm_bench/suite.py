@@ -183,7 +183,7 @@ class SuiteRun:
         return self.folder / "samples" / f"{name}.npz"
 
     def _reference(self) -> None:
-        plan = {"data": self.dataset.digest(), "features": self.features.digest}
+        plan = {"data": self.dataset.digest(), "features": f"{self.features.name} {self.features.digest}"}
 
         def work(overwrite: bool) -> list[Record]:  # noqa: ARG001  what is derived is always replaced
             write_reference(self.dataset, self.features, self._reference_path, overwrite=True)
@@ -272,7 +272,11 @@ class SuiteRun:
 
     def _evaluate(self, name: str, spec: GeneratorSpec) -> None:
         inputs = {"samples": file_sha256(self._samples(name)), "reference": file_sha256(self._reference_path)}
-        plan = {"inputs": inputs, "features": self.features.digest, "metrics": list(self.suite.metrics)}
+        plan = {
+            "inputs": inputs,
+            "features": f"{self.features.name} {self.features.digest}",
+            "metrics": list(self.suite.metrics),
+        }
 
         def work(overwrite: bool) -> list[Record]:  # noqa: ARG001  what is derived is always replaced
             reference, samples = Reference.open(self._reference_path), open_image_set(self._samples(name))
