@@ -19,12 +19,17 @@ from metrics.tiles import TILE_ROWS, Tiling
 class Manifold:
     """A set of features with the balls around them.
 
-    `squared_radii` are those of precision and recall, [n] on the device (None: too few rows); `neighbours` finds
-    the exact nearest other rows.
+    `squared_radii` are those of precision and recall, [n] on the device (None: too few rows).
     """
 
     points: Points
     squared_radii: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceManifold(Manifold):
+    """That of the reference, whose exact `neighbours` other metrics ask for."""
+
     neighbours: Candidates
 
 
@@ -76,14 +81,20 @@ class Comparison:
                 raise ValueError(f"{label} found the features of {found} images where it needs {least}; add images")
 
     @cached_property
-    def reference_manifold(self) -> Manifold:
+    def reference_manifold(self) -> ReferenceManifold:
         """The balls around reference images; one pass."""
-        return self._manifold(self.reference)
+        points = self._points(self.reference)
+        neighbours = Candidates(points, points, self._most_neighbours)
+        return ReferenceManifold(
+            points=points, squared_radii=self._pass_within(points, neighbours), neighbours=neighbours
+        )
 
     @cached_property
     def sample_manifold(self) -> Manifold:
         """The balls around samples; one pass."""
-        return self._manifold(self.samples)
+        points = self._points(self.samples)
+        neighbours = None if self._in_half else Candidates(points, points, self.protocol.neighbours)
+        return Manifold(points=points, squared_radii=self._pass_within(points, neighbours))
 
     @property
     def memberships(self) -> Memberships:
@@ -103,7 +114,7 @@ class Comparison:
         samples, reference = self._points(self.samples), self._points(self.reference)
         candidates = Candidates(samples, reference, self._most_neighbours)
         for tile in self._tiling(samples, reference).tiles():
-            candidates.add(tile, tile.lower_bounds())
+            candidates.add(tile.rows, tile.columns, tile.lower_bounds())
         return candidates
 
     @property
@@ -120,19 +131,18 @@ class Comparison:
     def _tiling(self, queries: Points, points: Points) -> Tiling:
         return Tiling(queries, points, tile_rows=self.tile_rows, evaluator_block=self.evaluator_block)
 
-    def _manifold(self, features: FeatureSet) -> Manifold:
-        points, k = self._points(features), self.protocol.neighbours
-        candidates = Candidates(points, points, self._most_neighbours)
-        enough = len(points) > k
-        radii = EvaluatorRadii(points, k) if self._in_half and enough else None
+    def _pass_within(self, points: Points, neighbours: Candidates | None) -> Tensor | None:
+        """Fill `neighbours`, if given, and return the squared radii of precision and recall."""
+        k = self.protocol.neighbours
+        radii = EvaluatorRadii(points, k) if self._in_half and len(points) > k else None
         for tile in self._tiling(points, points).tiles_within():
-            candidates.add(tile, tile.lower_bounds())
+            if neighbours is not None:
+                neighbours.add(tile.rows, tile.columns, tile.lower_bounds())
             if radii is not None:
                 radii.add(tile, tile.evaluator_distances())
-        squared_radii = None
-        if enough:
-            squared_radii = radii.squared_radii() if radii else candidates.nearest(k).squared_distances[:, -1]
-        return Manifold(points=points, squared_radii=squared_radii, neighbours=candidates)
+        if radii is not None:
+            return radii.squared_radii()
+        return neighbours.nearest(k).squared_distances[:, -1] if neighbours is not None and len(points) > k else None
 
     def _pass_over_both(self) -> tuple[Memberships, Candidates]:
         reference, samples = self.reference_manifold, self.sample_manifold
@@ -151,8 +161,7 @@ class Comparison:
             for counts in (in_reference, in_samples, dense):
                 if counts is not None:
                     counts.add(tile, lower_bounds)
-            turned = tile.turned()
-            nearest.add(turned, turned.lower_bounds())
+            nearest.add(tile.columns, tile.rows, lower_bounds.T.contiguous())
             if evaluator is not None:
                 evaluator.add(tile, tile.evaluator_distances())
         inside = [None if counts is None else counts.balls_at_point > 0 for counts in (in_reference, in_samples)]

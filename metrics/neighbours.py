@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metrics.exact import distance_blocks, pair_distances
 from metrics.points import Points, Rows
-from metrics.tiles import TILE_ROWS, Tile, Tiling
+from metrics.tiles import TILE_ROWS, Tiling
 
 SPARE = 3
 """Candidates kept beyond those asked for: with them, hardly a row of features needs the slow way."""
@@ -38,15 +38,15 @@ class Candidates:
         self.lowest = torch.full(shape, torch.inf, device=queries.device)
         self.indices = torch.zeros(shape, dtype=torch.int64, device=queries.device)
 
-    def add(self, tile: Tile, lower_bounds: Tensor) -> None:
-        """Take in a tile of queries and points, by its lower bounds [n, m]."""
-        if tile.is_diagonal:
+    def add(self, rows: slice, columns: slice, lower_bounds: Tensor) -> None:
+        """Take in a tile of queries in rows and points in columns, by its lower bounds [n, m]."""
+        if self.queries is self.points and rows == columns:
             lower_bounds = lower_bounds.clone().fill_diagonal_(torch.inf)
         near, where = lower_bounds.topk(min(self.kept, lower_bounds.shape[1]), dim=1, largest=False)
-        lowest = torch.cat([self.lowest[tile.rows], near], dim=1)
-        numbers = torch.cat([self.indices[tile.rows], where + tile.columns.start], dim=1)
-        self.lowest[tile.rows], chosen = lowest.topk(self.kept, dim=1, largest=False)
-        self.indices[tile.rows] = numbers.gather(1, chosen)
+        lowest = torch.cat([self.lowest[rows], near], dim=1)
+        numbers = torch.cat([self.indices[rows], where + columns.start], dim=1)
+        self.lowest[rows], chosen = lowest.topk(self.kept, dim=1, largest=False)
+        self.indices[rows] = numbers.gather(1, chosen)
 
     def nearest(self, k: int) -> Neighbours:
         """Return the k nearest, exactly; of equally near ones the first come first. ValueError: too few points."""
@@ -100,7 +100,7 @@ def nearest_neighbours(
     """
     candidates = Candidates(Points.of(queries, device=device), Points.of(points, device=device), k)
     for tile in Tiling(candidates.queries, candidates.points, tile_rows=tile_rows).tiles():
-        candidates.add(tile, tile.lower_bounds())
+        candidates.add(tile.rows, tile.columns, tile.lower_bounds())
     return candidates.nearest(k)
 
 
@@ -111,7 +111,7 @@ def neighbours_within(
     points = Points.of(rows, device=device)
     candidates = Candidates(points, points, k)
     for tile in Tiling(points, points, tile_rows=tile_rows).tiles_within():
-        candidates.add(tile, tile.lower_bounds())
+        candidates.add(tile.rows, tile.columns, tile.lower_bounds())
     return candidates.nearest(k)
 
 

@@ -20,6 +20,9 @@ from metrics.points import Points
 TILE_ROWS = 1000
 """Rows on either side of a tile: its products take 4 MB. It divides the evaluator's blocks."""
 
+BLOCKS_KEPT = 24
+"""Blocks of rows kept on the device between tiles: 200 MB of 2048 features."""
+
 
 def relative_error(width: int) -> float:
     """Bound the error of |u|^2 - 2uv + |v|^2 in float32, as a share of |u|^2 + |v|^2, for rows of that width.
@@ -44,11 +47,6 @@ class Tile:
     columns: slice
     products: Tensor
     in_half: bool
-
-    @property
-    def is_diagonal(self) -> bool:
-        """Whether it holds the products of rows with themselves."""
-        return self.queries is self.points and self.rows == self.columns
 
     def lower_bounds(self) -> Tensor:
         """Return [n, m] what no squared distance of the rows, as multiplied, falls below; it may be negative."""
@@ -111,15 +109,13 @@ class Tiling:
         self.steps = (tile_rows, *evaluator_block) if queries.in_half else (tile_rows,)
         self.evaluator_block = evaluator_block
         self._in_half: dict[tuple[int, int], bool] = {}
+        self._blocks: dict[tuple[bool, int, int, bool], Tensor] = {}
 
     def tiles(self) -> Iterator[Tile]:
         """Yield all tiles, row by row."""
         for rows in self._slices(len(self.queries)):
-            u = {half: self.queries.block(rows, in_half=half) for half in {self.queries.in_half, False}}
             for columns in self._slices(len(self.points)):
-                in_half = self._block_in_half(rows.start, columns.start)
-                v = self.points.block(columns, in_half=in_half)
-                yield self._tile(rows, columns, u[in_half], v, in_half=in_half)
+                yield self._tile(rows, columns, in_half=self._block_in_half(rows.start, columns.start))
 
     def tiles_within(self) -> Iterator[Tile]:
         """Yield all tiles of a set with itself, at half the products: most serve from both sides."""
@@ -128,23 +124,20 @@ class Tiling:
                 if columns.start < rows.start:
                     continue
                 in_half = self._block_in_half(rows.start, columns.start)
-                tile = self._computed(rows, columns, in_half=in_half)
+                tile = self._tile(rows, columns, in_half=in_half)
                 back_in_half = self._block_in_half(columns.start, rows.start)
                 # Turned before it is handed out: who gets a tile may overwrite it.
                 back = tile.turned() if rows != columns and back_in_half == in_half else None
                 yield tile
                 if rows != columns:
-                    yield back or self._computed(columns, rows, in_half=back_in_half)
+                    yield back or self._tile(columns, rows, in_half=back_in_half)
 
     def _slices(self, length: int) -> list[slice]:
         edges = {edge for step in self.steps for edge in range(0, length, step)} | {length}
         return [slice(*edge) for edge in pairwise(sorted(edges))]
 
-    def _computed(self, rows: slice, columns: slice, *, in_half: bool) -> Tile:
-        u, v = self.queries.block(rows, in_half=in_half), self.points.block(columns, in_half=in_half)
-        return self._tile(rows, columns, u, v, in_half=in_half)
-
-    def _tile(self, rows: slice, columns: slice, u: Tensor, v: Tensor, *, in_half: bool) -> Tile:
+    def _tile(self, rows: slice, columns: slice, *, in_half: bool) -> Tile:
+        u, v = self._block(self.queries, rows, in_half=in_half), self._block(self.points, columns, in_half=in_half)
         with _full_float32():
             products = u @ v.T
         return Tile(
@@ -155,6 +148,17 @@ class Tiling:
             products=products,
             in_half=in_half,
         )
+
+    def _block(self, points: Points, some: slice, *, in_half: bool) -> Tensor:
+        """Return a block of rows, from among the last ones used if it is there."""
+        key = (points is self.queries, some.start, some.stop, in_half)
+        values = self._blocks.pop(key, None)
+        if values is None:
+            values = points.block(some, in_half=in_half)
+        self._blocks[key] = values
+        if len(self._blocks) > BLOCKS_KEPT:
+            del self._blocks[next(iter(self._blocks))]
+        return values
 
     def _block_in_half(self, row: int, column: int) -> bool:
         """Tell whether the evaluator's block that holds this place stays in half precision."""
@@ -179,7 +183,7 @@ class Tiling:
             for others in self._slices(columns.stop):
                 if some.start < rows.start or others.start < columns.start:
                     continue
-                products = self._computed(some, others, in_half=True).products.cpu()
+                products = self._tile(some, others, in_half=True).products.cpu()
                 if overflows(products, self.queries.half_norms[some], self.points.half_norms[others]):
                     return False
         return True

@@ -88,12 +88,12 @@ def test_what_float32_or_half_leave_open_is_computed_again(offset: float, *, in_
     first, second = (Points.of(side, in_half=in_half) for side in (ref, sample))
     candidates, across = Candidates(first, first, 4), Candidates(second, first, 4)
     for tile in Tiling(first, first, tile_rows=64, evaluator_block=(64, 64)).tiles_within():
-        candidates.add(tile, tile.lower_bounds())
+        candidates.add(tile.rows, tile.columns, tile.lower_bounds())
     radii = candidates.nearest(4).squared_distances[:, -1]
     np.testing.assert_allclose(radii, np.sort(distances)[:, 3], rtol=1e-12)
     counts = BallCounts(second, first, radii, centres_in_rows=False)
     for tile in Tiling(second, first, tile_rows=64, evaluator_block=(64, 64)).tiles():
-        across.add(tile, tile.lower_bounds())
+        across.add(tile.rows, tile.columns, tile.lower_bounds())
         counts.add(tile, tile.lower_bounds())
     between = brute_force_distances(sample, ref)
     np.testing.assert_array_equal(across.nearest(4).indices, np.argsort(between, axis=1)[:, :4])
