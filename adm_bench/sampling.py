@@ -120,6 +120,8 @@ def build_generator(
         raise InputError(f"generator {name}: {factory} is no adm_bench.Generator or Upsampler; mend the plug-in")
     if size is not None and generator.image_size != size:
         raise InputError(f"generator {name} makes images of size {generator.image_size}; expected {size}")
+    if num_classes is not None and generator.num_classes != num_classes:
+        raise InputError(f"generator {name} has {generator.num_classes or 'no'} classes; expected {num_classes}")
     return generator
 
 

@@ -7,7 +7,7 @@ import click
 from adm_bench.commands.options import example, print_json
 
 KINDS = ("generators", "presets", "metrics", "features", "datasets", "trainers")
-NUMBERS = ("parameters", "pixels", "classes", "steps", "scale", "FID")
+NUMBERS = ("params", "pixels", "classes", "scale", "FID")
 
 
 @click.command(epilog=example("adm-bench list generators", "adm-bench list presets --json"))
@@ -43,6 +43,7 @@ def presets() -> dict[str, dict[str, Any]]:
     """Everything about each preset, by name."""
     import torch
 
+    from generators.adm.config import SamplerConfig
     from generators.adm.networks import build_network
     from generators.adm.presets import PRESETS, PresetSampling
 
@@ -58,6 +59,7 @@ def presets() -> dict[str, dict[str, Any]]:
             "low_resolution": getattr(model, "low_resolution", None),
             "classes": model.num_classes,
             "parameters": sum(p.numel() for p in network.parameters()),
+            "sampler": SamplerConfig().sampler,
             "sampling_steps": sampling.sampling_steps,
             "guidance_scale": sampling.guidance_scale,
             "classifier": sampling.classifier,
@@ -72,10 +74,10 @@ def preset_columns(row: dict[str, Any]) -> dict[str, str]:
     """What a table 80 characters wide has room for."""
     low, size = row["low_resolution"], row["size"]
     columns = {
-        "parameters": f"{row['parameters'] / 1e6:,.1f}M",
+        "params": f"{row['parameters'] / 1e6:,.1f}M",
         "pixels": f"{low} -> {size}" if low else f"{size}",
         "classes": row["classes"],
-        "steps": row["sampling_steps"],
+        "sampler": row["sampling_steps"] and f"{row['sampler']} {row['sampling_steps']}",
         "scale": row["guidance_scale"],
         "FID": None if row["published_fid"] is None else f"{row['published_fid']:.2f}",
     }

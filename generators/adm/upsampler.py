@@ -54,7 +54,7 @@ class AdmUpsampler:
             raise ValueError(f"labels are missing: this upsampler knows {self.num_classes} classes")
         with torch.inference_mode():
             small = from_uint8(images.to(self.sampler.diffusion.device))
-            denoiser = self.sampler.denoiser(labels, enlarge(small, self.image_size))
+            denoiser = self.sampler.denoiser(labels, enlarge(small, self.image_size, self.image_size))
             return to_uint8(self.sampler.draw(seeds, denoiser, evaluated=evaluated), self.options.rounding)
 
     def settings(self) -> dict[str, Any]:

@@ -71,6 +71,6 @@ def _prior(diffusion: Diffusion, x0: Tensor) -> Tensor:
     """Divergence of q(x_T | x_0) from pure noise, in bits per dimension: (B,)."""
     last = len(diffusion) - 1
     mean = diffusion.at(diffusion.signal_scale, last) * x0
-    log_variance = 2 * diffusion.at(diffusion.noise_scale, last).log()
+    log_variance = diffusion.at(diffusion.log_noise_variance, last)
     nothing = torch.zeros_like(mean)
     return mean_over_image(gaussian_kl(mean, log_variance, nothing, nothing)) / NATS_PER_BIT

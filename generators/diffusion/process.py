@@ -60,6 +60,8 @@ class Posterior:
     mean: Tensor
     log_variance: Tensor
     x0: Tensor
+    variance: Tensor
+    """Of "fixed-small", 0 at the first step, where `log_variance` stands in the second step's."""
 
 
 class Diffusion:
@@ -111,6 +113,8 @@ class Diffusion:
         self.inverse_noise_ratio = self._table(np.sqrt(1 / abar - 1))
         self.posterior_x0_weight = self._table(beta * np.sqrt(abar_before) / (1 - abar))
         self.posterior_xt_weight = self._table((1 - abar_before) * np.sqrt(1 - beta) / (1 - abar))
+        self.posterior_variance = self._table(posterior_variance)
+        self.log_noise_variance = self._table(np.log(1 - abar))
         self.log_posterior_variance = self._table(np.log(np.append(posterior_variance[1], posterior_variance[1:])))
         self.log_beta = self._table(np.log(beta))
         self.log_fixed_large = self._table(np.log(np.append(posterior_variance[1], beta[1:])))
@@ -169,7 +173,11 @@ class Diffusion:
         mean = self.true_posterior_mean(x0, x, step)
         if self.config.prediction == "previous-x":
             mean = prediction
-        return Posterior(mean=mean, log_variance=self._log_variance(values, step), x0=x0)
+        log_variance = self._log_variance(values, step)
+        variance = log_variance.exp()
+        if self.config.variance == "fixed-small":
+            variance = self.at(self.posterior_variance, step)
+        return Posterior(mean=mean, log_variance=log_variance, x0=x0, variance=variance)
 
     def split_output(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """A network's output as (prediction, variance values or None)."""

@@ -34,7 +34,7 @@ class SamplerStep(Protocol):
 
 def guided_mean(posterior: Posterior, gradient: Tensor) -> Tensor:
     """The posterior's mean, moved along the gradient by its variance (Dhariwal & Nichol 2021, Algorithm 1)."""
-    return posterior.mean + posterior.log_variance.exp() * gradient
+    return posterior.mean + posterior.variance * gradient
 
 
 def guided_x0(diffusion: Diffusion, x: Tensor, step: Step, x0: Tensor, gradient: Tensor) -> Tensor:

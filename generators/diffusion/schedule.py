@@ -46,19 +46,23 @@ def betas(name: ScheduleName, num_timesteps: int) -> Array:
 def kept_timesteps(num_timesteps: int, respacing: Respacing) -> tuple[int, ...]:
     """The timesteps that a respacing keeps, ascending.
 
-    Texts are those of guided-diffusion's timestep_respacing: "250", "90,60,60,20,20" and "ddim25". ValueError
-    where there are no such steps, with the nearest number that there is, or where the text has another form.
+    Texts are those of guided-diffusion's timestep_respacing: "250", "90,60,60,20,20", "ddim25", and "" for all.
+    ValueError where there are no such steps, with the nearest number that there is, or where it has another form.
     """
-    if respacing is None:
+    if respacing is None or respacing == "":
         return tuple(range(num_timesteps))
     if isinstance(respacing, int):
+        if respacing < 2:
+            raise ValueError(f"cannot keep {respacing} of the {num_timesteps} steps; the nearest possible is 2")
         return section_timesteps(num_timesteps, (respacing,))
-    if not isinstance(respacing, str):
-        return section_timesteps(num_timesteps, respacing)
-    if re.fullmatch(r"ddim-?\d+", respacing):
-        return ddim_timesteps(num_timesteps, int(respacing.removeprefix("ddim")))
-    if re.fullmatch(r"\d+(,\d+)*", respacing):
-        return section_timesteps(num_timesteps, [int(count) for count in respacing.split(",")])
+    if isinstance(respacing, str):
+        text = "".join(respacing.split())
+        if re.fullmatch(r"ddim-?\d+", text):
+            return ddim_timesteps(num_timesteps, int(text.removeprefix("ddim")))
+        if re.fullmatch(r"\d+(,\d+)*", text):
+            return section_timesteps(num_timesteps, [int(count) for count in text.split(",")])
+    elif isinstance(respacing, Sequence) and all(isinstance(count, int) for count in respacing):
+        return section_timesteps(num_timesteps, [*respacing])
     raise ValueError(
         f"respacing {respacing!r} has none of the forms '250' (evenly), '90,60,60,20,20' (in equal sections) "
         "and 'ddim25' (a stride)"

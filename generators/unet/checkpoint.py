@@ -88,7 +88,8 @@ def _text(shape: tuple[int, ...]) -> str:
 
 def write_weights(path: Path, header: WeightsHeader, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors and their configuration to a safetensors file."""
-    metadata = {"format": FORMAT, "kind": header.kind, "config": json.dumps(header.config)}
+    # One entry: safetensors writes several in no particular order, and equal weights would make unequal files.
+    metadata = {FORMAT: json.dumps({"kind": header.kind, "config": header.config})}
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, metadata)
 
 
@@ -122,10 +123,12 @@ def read_header(path: Path) -> WeightsHeader:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file, perhaps truncated ({error})") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: no weights of ours; found format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if FORMAT not in metadata:
+        found = ", ".join(metadata) or "nothing"
+        raise ValueError(f"{path}: no weights of ours; its header names {found}, expected {FORMAT!r}")
     try:
-        return WeightsHeader(kind=metadata["kind"], config=dict(json.loads(metadata["config"])))
+        content = json.loads(metadata[FORMAT])
+        return WeightsHeader(kind=content["kind"], config=dict(content["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its header is damaged ({error}); make the file anew") from None
 

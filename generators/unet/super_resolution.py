@@ -8,9 +8,9 @@ from generators.unet.config import SuperResolutionConfig
 from generators.unet.unet import UNet
 
 
-def enlarge(images: Tensor, size: int) -> Tensor:
-    """(B, C, h, w) to (B, C, size, size) by bilinear interpolation between pixel centres, as the network sees it."""
-    return F.interpolate(images, (size, size), mode="bilinear")
+def enlarge(images: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, h, w) to (B, C, height, width) by bilinear interpolation between pixel centres, as the network sees it."""
+    return F.interpolate(images, (height, width), mode="bilinear")
 
 
 class SuperResolutionUNet(UNet):
@@ -34,5 +34,5 @@ class SuperResolutionUNet(UNet):
             raise ValueError(
                 f"low resolution is {tuple(low_resolution.shape)}; expected {x.shape[0]} with {x.shape[1]} channels"
             )
-        beside = enlarge(low_resolution, x.shape[-1]).to(x.dtype)
+        beside = enlarge(low_resolution, *x.shape[-2:]).to(x.dtype)
         return super().forward(torch.cat([x, beside], dim=1), timesteps, labels)

@@ -57,6 +57,8 @@ class UNet(Encoder):
                 if labels is None
                 else "labels were given to an unconditional network"
             )
+        if labels is not None and labels.shape != x.shape[:1]:
+            raise ValueError(f"labels are {tuple(labels.shape)}; expected one for each of {len(x)} images")
         embedding = F.silu(time_embedding if labels is None else time_embedding + self.label_emb(labels))
         h, skips = self.encode(x, embedding)
         for stage in self.output_blocks:

@@ -319,6 +319,11 @@ def test_our_own_failures_exit_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(CliRunner().invoke(main, ["--debug", "list", "metrics"]).exception, KeyError)
 
 
+def test_classes_that_a_model_has_not_are_refused(refuse: Refuse, model: Path, tmp_path: Path) -> None:
+    sample = ("sample", "adm", "--weights", model, "--num", "1", "--out", tmp_path / "out.npz")
+    assert "generator adm has 10 classes; expected 5" in refuse(*sample, "--classes", "5")
+
+
 def test_weights_of_a_run_are_no_output(refuse: Refuse, model: Path) -> None:
     weights = model / "weights.safetensors"
     before = weights.read_bytes()

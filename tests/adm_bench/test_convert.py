@@ -198,13 +198,13 @@ def test_presets_fit_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("list", "presets").output.splitlines()
     assert len(lines) == 1 + len(PRESETS)
-    assert lines[0].split() == ["name", "parameters", "pixels", "classes", "steps", "scale", "FID"]
+    assert lines[0].split() == ["name", "params", "pixels", "classes", "sampler", "scale", "FID"]
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
     rows = {line.split()[0]: line.split()[1:] for line in lines}
-    assert rows["256x256_diffusion"] == ["553.8M", "256", "1000", "250", "1.0", "4.59"]
-    assert rows["256x256_diffusion_uncond"] == ["552.8M", "256", "250", "10.0", "12.00"]
-    assert rows["128_512_upsampler"] == ["308.8M", "128", "->", "512", "1000", "250", "3.85"]
+    assert rows["256x256_diffusion"] == ["553.8M", "256", "1000", "ddpm", "250", "1.0", "4.59"]
+    assert rows["256x256_diffusion_uncond"] == ["552.8M", "256", "ddpm", "250", "10.0", "12.00"]
+    assert rows["128_512_upsampler"] == ["308.8M", "128", "->", "512", "1000", "ddpm", "250", "3.85"]
     assert rows["digits8"] == ["0.8M", "8", "10"]
 
 
@@ -212,7 +212,8 @@ def test_presets_as_plain_data(run: Run) -> None:
     rows = json.loads(run("list", "presets", "--json").output)
     assert rows["64x64_diffusion"] == {
         "trainer": "adm", "size": 64, "low_resolution": None, "classes": 1000, "parameters": 295_904_454,
-        "sampling_steps": 250, "guidance_scale": 1.0, "classifier": "64x64_classifier", "published_fid": 2.07,
+        "sampler": "ddpm", "sampling_steps": 250, "guidance_scale": 1.0, "classifier": "64x64_classifier",
+        "published_fid": 2.07,
         "published": "ADM (dropout), unguided, 250 steps; Table 5", "summary": "ADM of ImageNet 64x64",
     }  # fmt: skip
     assert rows["64_256_upsampler"]["low_resolution"] == 64

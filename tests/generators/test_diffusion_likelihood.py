@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -45,6 +46,18 @@ def denoiser_for(variance: float, asked: list[int] | None = None) -> torch.nn.Mo
             return x * torch.sqrt(1 - abar) / (self.variance * abar + 1 - abar)
 
     return Network()
+
+
+@pytest.mark.parametrize(("num_timesteps", "num_steps"), [(1000, 5), (4000, 7), (4000, 4000)])
+def test_the_prior_keeps_its_digits_where_hardly_any_signal_is_left(num_timesteps: int, num_steps: int) -> None:
+    config = DiffusionConfig(num_timesteps=num_timesteps, variance="fixed-small", loss="simple")
+    diffusion, x0 = Diffusion(config, num_steps=num_steps), images(0.25)[:2]
+    found = bits_per_dim(diffusion, lambda x, _timesteps: x, x0, Draws(0, 2, 3, 8, 8)).prior
+    abar = float(np.prod(1 - diffusion.schedule.betas))
+    squares = x0.double().square().mean(dim=(1, 2, 3))
+    expected = 0.5 * (-1 - math.log(1 - abar) + (1 - abar) + abar * squares) / math.log(2)
+    # float32 differences of numbers near 1 keep some 1e-7 of them
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-7)
 
 
 def test_a_network_that_knows_the_noise_makes_no_errors_but_at_the_end() -> None:

@@ -51,9 +51,18 @@ def test_guidance_looks_where_it_is_told(step: int, timestep_of_the_mean: int) -
         seen, told = asked.pop()
         assert seen.equal(point)
         assert told == [timestep] * len(x)
-        torch.testing.assert_close(moved, posterior.mean + posterior.log_variance.exp() * 0.1 * point)
+        torch.testing.assert_close(moved, posterior.mean + posterior.variance * 0.1 * point)
     torch.testing.assert_close(ddpm_step(diffusion, gaussian_denoiser, x, 0, stream(1), guidance=guidance),
                                ddpm_step(diffusion, gaussian_denoiser, x, 0, stream(2), guidance=guidance))  # fmt: skip
+
+
+@pytest.mark.parametrize(("variance", "moves"), [("fixed-small", False), ("fixed-large", True)])
+def test_a_step_without_variance_is_not_guided(variance: str, moves: bool) -> None:
+    """The posterior's variance is 0 at the first step, whatever stands in its logarithm there."""
+    diffusion, x = process(variance=variance), stream(0)()
+    plain = ddpm_step(diffusion, gaussian_denoiser, x, 0, stream(1))
+    guided = ddpm_step(diffusion, gaussian_denoiser, x, 0, stream(1), guidance=lambda x, _: torch.full_like(x, 100.0))
+    assert guided.equal(plain) != moves
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.5])

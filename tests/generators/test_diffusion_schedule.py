@@ -1,6 +1,7 @@
 """Which steps a process keeps, and the one line where there are none such."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,6 @@ FORMS = "none of the forms '250' (evenly), '90,60,60,20,20' (in equal sections) 
     ("total", "respacing", "expected"),
     [
         (1000, "fast", f"respacing 'fast' has {FORMS}"),
-        (1000, "", f"respacing '' has {FORMS}"),
         (1000, "10,,10", f"respacing '10,,10' has {FORMS}"),
         (1000, "ddim", f"respacing 'ddim' has {FORMS}"),
         (
@@ -43,7 +43,7 @@ FORMS = "none of the forms '250' (evenly), '90,60,60,20,20' (in equal sections) 
         ),
         (1000, "ddim1", "ddim cannot keep 1 of 1000 steps with an integer stride; the nearest it can are 2 and 3"),
         (1000, 2000, "cannot keep 2000 of the 1000 steps; the nearest possible is 1000"),
-        (1000, -2, "cannot keep -2 of the 1000 steps; the nearest possible is 0"),
+        (1000, -2, "cannot keep -2 of the 1000 steps; the nearest possible is 2"),
         (10, (3, 5, 2), "cannot keep 5 of the 3 steps in section 2 of 3; the nearest possible is 3"),
         (10, (), "a respacing into no sections keeps no steps"),
     ],
@@ -54,9 +54,20 @@ def test_impossible_respacings_name_the_nearest(total: int, respacing: Respacing
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("text", "plain"), [("", None), ("10, 20", "10,20"), (" 250", 250), ("ddim 25", "ddim25")])
+def test_texts_are_taken_as_the_reference_takes_them(text: str, plain: Respacing) -> None:
+    assert kept_timesteps(1000, text) == kept_timesteps(1000, plain)
+
+
+@pytest.mark.parametrize("respacing", [2.5, ("a",), "25ddim", "1;2"])
+def test_other_forms_are_refused(respacing: Any) -> None:
+    with pytest.raises(ValueError, match="has none of the forms '250'"):
+        kept_timesteps(1000, respacing)
+
+
 @pytest.mark.parametrize(
     ("respacing", "expected"),
-    [(1, "1 of the 1000 steps kept is too few; expected 2 or more"), ("0,0", "0 of the 1000 steps")],
+    [(1, "cannot keep 1 of the 1000 steps; the nearest possible is 2"), ("0,0", "0 of the 1000 steps")],
 )
 def test_a_process_has_two_steps(respacing: Respacing, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):

@@ -112,6 +112,26 @@ def test_half_precision_stays_close(
     assert len(narrow) == (way == "converted")
 
 
+@pytest.mark.parametrize(("mean", "deviation", "side"), [(1, 0.1, 8), (1, 0.01, 8), (10, 0.1, 8), (1, 1, 1)])
+def test_folded_norm_keeps_its_digits_on_flat_maps(mean: float, deviation: float, side: int) -> None:
+    norm = filled(GroupNorm(64))
+    x = mean + deviation * torch.randn(4, 64, side, side)
+    exact = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), 1e-5)
+    plain = (F.group_norm(x, 32, norm.weight, norm.bias, 1e-5) - exact).abs().max().item()
+    with torch.inference_mode():
+        folded = (norm(x.to(memory_format=torch.channels_last)) - exact).abs().max().item()
+    assert folded < 4 * plain + 1e-6
+
+
+def test_maps_of_one_value_a_group() -> None:
+    """One image, 1x1 and 32 channels: the norm of a single value is its bias."""
+    norm = filled(GroupNorm(32))
+    x = torch.randn(1, 32, 1, 1, requires_grad=True)
+    torch.testing.assert_close(norm(x).flatten(), norm.bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(norm(x.to(memory_format=torch.channels_last)).flatten(), norm.bias)
+
+
 def test_what_stays_in_float32(build: Build) -> None:
     network = set_precision(build("base_legacy"), "bf16")  # type: ignore[type-var]
     for name, parameter in network.named_parameters():
@@ -209,8 +229,21 @@ def test_low_resolution_images_are_asked_for() -> None:
     small = inputs.pop("low_resolution")
     with pytest.raises(ValueError, match="low-resolution images are missing"):
         network(**inputs)
+    with pytest.raises(ValueError, match=r"labels are \(1,\); expected one for each of 2 images"):
+        small_networks()["unet"][0](torch.zeros(2, 3, 8, 8), torch.tensor([1, 2]), torch.tensor([1]))
     with pytest.raises(ValueError, match=r"expected 2 with 3 channels"):
         network(**inputs, low_resolution=small[:1])
     enlarged = F.interpolate(small, 8, mode="bilinear")
     filled(network).eval()
     torch.testing.assert_close(network(**inputs, low_resolution=small), network(**inputs, low_resolution=enlarged))
+
+
+def test_images_need_not_be_square() -> None:
+    network, inputs = small_networks()["upsampler"]
+    filled(network).eval()
+    small = torch.randn(2, 3, 4, 8)
+    enlarged = F.interpolate(small, (8, 16), mode="bilinear")
+    inputs |= {"x": torch.randn(2, 3, 8, 16)}
+    torch.testing.assert_close(
+        network(**inputs | {"low_resolution": small}), network(**inputs | {"low_resolution": enlarged})
+    )
