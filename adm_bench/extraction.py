@@ -132,6 +132,6 @@ class Extraction:
             "logits": [batch.logits for batch in made if batch.logits is not None],
         }
         batch = FeatureBatch(**{layer: torch.cat(rows).cpu() if rows else None for layer, rows in layers.items()})  # type: ignore[arg-type]
-        if cache is not None:
+        if cache is not None and all(bool(torch.cat(rows).isfinite().all()) for rows in layers.values() if rows):
             cache.write(part, batch)
         return batch

@@ -118,7 +118,8 @@ class Ledger:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.diffusion.checked and self.is_full(session):
-            self.unchecked = [name for name in self.diffusion.everything() if name not in self.diffusion.checked]
+            values = (self.diffusion, self.metrics)
+            self.unchecked = [name for each in values for name in each.everything() if name not in each.checked]
         if self.unchecked and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -132,6 +133,16 @@ class Ledger:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Ledger(), "golden-ledger")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of the tests' own for what is kept between runs, and not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("ADM_BENCH_HOME", str(folder))
+        patch.delenv("ADM_BENCH_INCEPTION", raising=False)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ def test_nan_in_features_is_refused(
         return pool, spatial, logits
 
     monkeypatch.setattr(DigitsNetwork, "forward", poisoned)
-    assert "image 17" in refuse("evaluate", reference, samples)
+    assert "image 17" in refuse("evaluate", reference, samples, "--no-cache")
 
 
 def test_a_reference_of_other_features_is_refused(

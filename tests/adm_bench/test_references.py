@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adm_bench import reference_building
 from adm_bench.errors import InputError
+from adm_bench.extraction import Extraction
 from adm_bench.images.crops import center_crop
 from adm_bench.images.iterated import IteratedImages
 from adm_bench.images.npz import NpzFile, read_identity
@@ -203,7 +204,7 @@ def test_openais_references_are_taken_as_inceptions(
 ) -> None:
     path = stored(tmp_path / "VIRTUAL.npz", images=6, dtype=dtype, **spatial())
     reference = Reference.open(path)
-    found = reference.measure(Projected(), NEEDS)
+    found = reference.measure(Extraction(features=Projected()), NEEDS)
     assert "does not say what its features are; taken as those of inception" in capsys.readouterr().err
     assert (reference.num_images, reference.image_shape, found.known_num_images) == (None, (30, 30), None)
     assert found.pool_rows.shape == (6, 2048)
@@ -216,7 +217,7 @@ def test_openais_references_are_taken_as_inceptions(
 
 
 def test_an_unknown_number_of_images_is_no_number(tmp_path: Path) -> None:
-    found = Reference.open(stored(tmp_path / "fid.npz")).measure(Projected(), FID_NEEDS)
+    found = Reference.open(stored(tmp_path / "fid.npz")).measure(Extraction(features=Projected()), FID_NEEDS)
     with pytest.raises(ValueError, match="unknown number of images; nothing can be added"):
         found.pool.update(np.zeros((3, 2048)))
     with pytest.raises(ValueError, match="unknown number"):
@@ -247,7 +248,9 @@ def test_statistics_of_other_features_are_refused(
     features: Projected, width: int, more: dict[str, np.ndarray], expected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=expected):
-        Reference.open(stored(tmp_path / "ref.npz", width=width, **more)).measure(features, FID_NEEDS)
+        Reference.open(stored(tmp_path / "ref.npz", width=width, **more)).measure(
+            Extraction(features=features), FID_NEEDS
+        )
 
 
 def test_pickles_are_refused_unopened(refuse: Callable[..., str], samples: Path, tmp_path: Path) -> None:
@@ -269,7 +272,7 @@ def test_pickles_are_refused_unopened(refuse: Callable[..., str], samples: Path,
 
 def test_a_folder_is_a_reference(folder: Path, reference: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     opened = Reference.open(folder, size=6)
-    measured = opened.measure(SMALL, NEEDS)
+    measured = opened.measure(Extraction(features=SMALL), NEEDS)
     assert (opened.num_images, opened.image_shape, measured.num_images) == (700, (6, 6), 700)
     assert measured.pool_rows.shape == (700, 12)
     with np.load(reference) as arrays:
@@ -277,5 +280,15 @@ def test_a_folder_is_a_reference(folder: Path, reference: Path, run: Callable[..
     for index, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{index:03d}.png")
     np.savez(tmp_path.parent / "same.npz", images)
-    out = run("evaluate", tmp_path, tmp_path.parent / "same.npz", "--metrics", "fid", "--device", "cpu").output
+    out = run(
+        "evaluate",
+        tmp_path,
+        tmp_path.parent / "same.npz",
+        "--metrics",
+        "fid",
+        "--features",
+        "digits",
+        "--device",
+        "cpu",
+    ).output
     assert abs(float(out.split()[-1])) < 1e-6

@@ -34,7 +34,7 @@ def test_a_line_gives_the_record_back(make_record: RecordMaker) -> None:
 def test_a_value_survives_exactly(value: float | None) -> None:
     content = {field.name: None for field in dataclasses.fields(Record)}
     content |= {"schema_version": 1, "run": "r", "generator": "g", "quantity": "q", "value": value, "unit": ""}
-    content |= {"world_size": 1, "settings": {}, "inputs": {}, "provenance": {}}
+    content |= {"world_size": 1, "settings": {}, "inputs": {}, "provenance": {}, "interval": {}}
     assert from_json_line(json.dumps(content)).value == value
     assert from_json_line(to_json_line(from_json_line(json.dumps(content)))).value == value
 
