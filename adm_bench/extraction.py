@@ -4,7 +4,8 @@ A part is a fixed run of images, whatever the number of processes; the first pro
 So the numbers are the same, to the last bit on one kind of device, for one process or many, killed and repeated or not.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from adm_bench import progress
 from adm_bench.errors import bad_input
-from adm_bench.files import atomic_path, fingerprint, write_json
+from adm_bench.files import atomic_path, fingerprint
 from adm_bench.images.dataset import Images, ImageSet
 from adm_bench.ranks import Ranks
 from metrics.protocol import Features
@@ -53,6 +54,8 @@ class FeatureCache:
     """Features of one set of images through one network: a safetensors file a part, each written atomically."""
 
     folder: Path
+    about: Mapping[str, object]
+    """What the features are of, for a person who looks into the folder."""
 
     @classmethod
     def open(cls, root: Path, images: ImageSet, features: Features) -> "FeatureCache":
@@ -64,10 +67,7 @@ class FeatureCache:
             "protocol_version": features.protocol.version,
             "part_images": PART_IMAGES,
         }
-        folder = root / fingerprint(what)[:32]
-        if not (folder / "about.json").exists():
-            write_json(folder / "about.json", {"name": images.name, **what})
-        return cls(folder=folder)
+        return cls(folder=root / fingerprint(what)[:32], about={"name": images.name, **what})
 
     def read(self, part: int) -> FeatureBatch | None:
         """A part's features, or None where there are none, or damaged ones, which are then made again."""
@@ -78,10 +78,16 @@ class FeatureCache:
         return FeatureBatch(**{layer: tensors.get(layer) for layer in ("pool", "spatial", "logits")})  # type: ignore[arg-type]
 
     def write(self, part: int, batch: FeatureBatch) -> None:
-        """Keep a part's features."""
+        """Keep a part's features, if the disk allows; what cannot be kept is only slower next time."""
         layers = {"pool": batch.pool, "spatial": batch.spatial, "logits": batch.logits}
-        with atomic_path(self._path(part)) as temporary:
-            save_file({name: rows.contiguous() for name, rows in layers.items() if rows is not None}, temporary)
+        about = {"about": json.dumps(self.about)}
+        try:
+            with atomic_path(self._path(part)) as temporary:
+                save_file(
+                    {name: rows.contiguous() for name, rows in layers.items() if rows is not None}, temporary, about
+                )
+        except (OSError, SafetensorError) as error:
+            progress.say(f"{self.folder}: features are not kept ({error}); go on without, or see --no-cache")
 
     def _path(self, part: int) -> Path:
         return self.folder / f"part_{part:06d}.safetensors"
@@ -101,6 +107,13 @@ class Extraction:
 
         InputError for features that are not finite.
         """
+        try:
+            return self._measure(images, needs, title)
+        except Exception as error:
+            self.ranks.fail(error)
+            raise
+
+    def _measure(self, images: ImageSet, needs: frozenset[str], title: str) -> FeatureSet:
         cache = None if self.cache_root is None else FeatureCache.open(self.cache_root, images, self.features)
         measured = FeatureSet(needs=needs, device=self.features.device, budget=self.budget)
         reader = Reader(images)
@@ -121,11 +134,7 @@ class Extraction:
             return kept
         start = part * PART_IMAGES
         stop = min(start + PART_IMAGES, len(reader.images))
-        try:
-            made = [self.features(torch.from_numpy(images)) for images in reader.read(start, stop)]
-        except Exception as error:
-            self.ranks.fail(error)
-            raise
+        made = [self.features(torch.from_numpy(images)) for images in reader.read(start, stop)]
         layers = {
             "pool": [batch.pool for batch in made],
             "spatial": [batch.spatial for batch in made if batch.spatial is not None],

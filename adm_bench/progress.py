@@ -1,5 +1,6 @@
 """Progress of long work on stderr: a live bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -48,10 +49,18 @@ class Pace:
         return f"{round(self.done)}/{self.total} {unit}, {rate:.3g}/s, {left} left"
 
 
+def _is_silent() -> bool:
+    """Whether another process of `torchrun` speaks to the person."""
+    return os.environ.get("RANK", "0") != "0"
+
+
 @contextmanager
 def stage(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Show one stage: its title, what is done, the rate and the time left; `done` were there before."""
     pace = Pace(total, done)
+    if _is_silent():
+        yield lambda amount, note="": None  # noqa: ARG005  the names are part of the call
+        return
     with _bar(title, unit, pace) if sys.stderr.isatty() else _lines(title, unit, pace) as advance:
         yield advance
 
@@ -89,4 +98,5 @@ def _lines(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
 
 def say(line: str) -> None:
     """One plain line to the person, on stderr."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    if not _is_silent():
+        print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -50,8 +50,9 @@ class Ranks:
         if self.is_first:
             return
         text = torch.frombuffer(bytearray(f"rank {self.rank}: {error}".encode()), dtype=torch.uint8)
-        dist.send(torch.tensor([FAILED, len(text), 0, 0]), dst=0)
-        dist.send(text, dst=0)
+        with suppress(RuntimeError):  # the first one has failed too, and may be gone
+            dist.send(torch.tensor([FAILED, len(text), 0, 0]), dst=0)
+            dist.send(text, dst=0)
 
 
 @contextmanager
@@ -77,6 +78,14 @@ def _send(batch: FeatureBatch | None) -> None:
 
 
 def _receive(other: int) -> FeatureBatch | None:
+    try:
+        return _received(other)
+    except RuntimeError as error:  # gloo's, when a connection breaks or nobody answers
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"rank {other} has ended without a word; its own output may say why ({reason})") from error
+
+
+def _received(other: int) -> FeatureBatch | None:
     header = torch.empty(4, dtype=torch.int64)
     dist.recv(header, src=other)
     count, *widths = header.tolist()

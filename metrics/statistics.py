@@ -172,9 +172,10 @@ class FeatureSet:
     @property
     def pool_rows(self) -> FloatRows:
         """Pool features [n, D] in the order of the images; n is 0 where none were kept."""
-        if not len(self._pool_rows):
-            return np.empty((0, self.pool.mean.size), np.float32)
-        return self._pool_rows.array()
+        kept = self._pool_rows.array()
+        if len(kept) or self._pool is None:
+            return kept
+        return np.empty((0, self._pool.mean.size), np.float32)
 
     @property
     def logit_rows(self) -> FloatRows | None:

@@ -8,18 +8,25 @@ import pytest
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from metrics.comparison import Comparison
+from metrics.evaluation_protocol import PrPrecision
 from metrics.frechet import FID, SFID
 from metrics.inception_score import INCEPTION_SCORE, inception_score
-from metrics.neighbours import PRECISION, RECALL
+from metrics.manifold_metrics import PRECISION, RECALL
 from metrics.protocol import EvaluationProtocol, FeatureBatch, Features
 from metrics.statistics import FeatureSet, Moments
 
-PROTOCOL = EvaluationProtocol(name="test", version=1)
+SPLIT_SIZE = 5000
 DISTANCE, SCORE = 5e-5, 2e-5
 """Relative tolerances of section 8: of FID and sFID, and of the Inception Score."""
 
 Rule = Callable[..., NDArray[np.float64]]
 Extracted = Mapping[str, FeatureBatch]
+
+
+def compared(samples: FeatureSet, reference: FeatureSet, pr_precision: PrPrecision = "fp32") -> Comparison:
+    protocol = EvaluationProtocol(name="test", version=1, pr_precision=pr_precision)
+    return Comparison(samples=samples, reference=reference, protocol=protocol)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +77,9 @@ def stored(case: dict[str, Any], uniform: Rule, require_sha256: Callable[[ArrayL
 def test_golden_against_images(case: dict[str, Any], sets: dict[str, FeatureSet]) -> None:
     expected = case["expected"]["reference_images_only"]
     for metric in (FID, SFID):
-        value = metric.compute(sets["sample"], sets["ref"], PROTOCOL)
+        value = metric.compute(compared(sets["sample"], sets["ref"]))
         assert value == pytest.approx(expected[metric.label], rel=DISTANCE)
-    score = INCEPTION_SCORE.compute(sets["sample"], sets["ref"], PROTOCOL)
+    score = INCEPTION_SCORE.compute(compared(sets["sample"], sets["ref"]))
     assert score == pytest.approx(expected["Inception Score"], rel=SCORE)
 
 
@@ -82,7 +89,7 @@ def test_golden_against_stored_statistics(
     expected = case["expected"]["reference_with_stored_statistics"]
     reference = FeatureSet(pool=stored["pool"], spatial=stored["spatial"])
     for metric in (FID, SFID):
-        value = metric.compute(sets["sample"], reference, PROTOCOL)
+        value = metric.compute(compared(sets["sample"], reference))
         assert value == pytest.approx(expected[metric.label], rel=DISTANCE)
 
 
@@ -94,7 +101,7 @@ def test_golden_stored_statistics_refuse_another_order(
     assert sample.spatial is not None
     wrong = sample.spatial.reshape(-1, 17, 17, 7).permute(0, 3, 1, 2).flatten(1)
     samples = feature_set(sample.pool.numpy(), spatial=wrong.numpy())
-    value = SFID.compute(samples, FeatureSet(pool=stored["pool"], spatial=stored["spatial"]), PROTOCOL)
+    value = SFID.compute(compared(samples, FeatureSet(pool=stored["pool"], spatial=stored["spatial"])))
     expected = case["expected"]
     known_wrong = expected["torch_and_float64"]["known_wrong"]["sFID_against_stored_with_NCHW_order"]
     assert value == pytest.approx(known_wrong, rel=DISTANCE)
@@ -106,15 +113,22 @@ def test_golden_inception_score_refuses_the_bias(
 ) -> None:
     logits = extracted["sample"].logits
     assert logits is not None
-    value = inception_score((logits + inception_state["fc.bias"]).numpy(), PROTOCOL.inception_split_size)
+    value = inception_score((logits + inception_state["fc.bias"]).numpy(), SPLIT_SIZE)
     expected = case["expected"]
     assert value == pytest.approx(expected["torch_and_float64"]["known_wrong"]["Inception Score with bias"], rel=SCORE)
     assert value != pytest.approx(expected["reference_images_only"]["Inception Score"], rel=SCORE)
 
 
-def test_golden_precision_and_recall_without_half_precision(case: dict[str, Any], sets: dict[str, FeatureSet]) -> None:
-    expected = case["expected"]["torch_and_float64"]
-    precision = PRECISION.compute(sets["sample"], sets["ref"], PROTOCOL)
-    recall = RECALL.compute(sets["sample"], sets["ref"], PROTOCOL)
-    assert precision == pytest.approx(expected["Precision_float64"], abs=2 / case["n_sample"])
-    assert recall == pytest.approx(expected["Recall_float64"], abs=2 / case["n_ref"])
+@pytest.mark.parametrize("pr_precision", ["fp16", "fp32"])
+def test_golden_precision_and_recall(
+    pr_precision: PrPrecision, case: dict[str, Any], sets: dict[str, FeatureSet]
+) -> None:
+    found = compared(sets["sample"], sets["ref"], pr_precision)
+    if pr_precision == "fp16":
+        expected = case["expected"]["reference_images_only"]
+        precision, recall = expected["Precision"], expected["Recall"]
+    else:
+        expected = case["expected"]["torch_and_float64"]
+        precision, recall = expected["Precision_float64"], expected["Recall_float64"]
+    assert PRECISION.compute(found) == pytest.approx(precision, abs=2 / case["n_sample"])
+    assert RECALL.compute(found) == pytest.approx(recall, abs=2 / case["n_ref"])
