@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from metrics.half import half_squared_norms, overflows, surely_finite, to_float_distances, to_half_distances
+from metrics.points import Points
+from metrics.tiles import Tiling
 
 Halves = NDArray[np.float16]
 
@@ -80,3 +82,17 @@ def test_overflow_is_seen(norms: tuple[float, float], product: float, *, lost: b
     first, second = (torch.tensor([norm]) for norm in norms)
     assert overflows(torch.tensor([[product]]), first, second) is lost
     assert not (surely_finite(*norms) and lost)
+
+
+@pytest.mark.parametrize(("norm", "stays"), [(100.0, True), (30_000.0, True), (45_000.0, False), (70_000.0, False)])
+def test_a_block_is_redone_in_float32_if_any_of_it_overflows(norm: float, *, stays: bool) -> None:
+    rows = np.eye(40, dtype=np.float32)
+    rows[37] *= np.sqrt(norm)
+    points, others = (Points.of(side.astype(np.float32), in_half=True) for side in (rows, 158 * np.eye(40)))
+    tiles = list(Tiling(points, others, tile_rows=16, evaluator_block=(20, 40)).tiles())
+    by_block = {place: {tile.in_half for tile in tiles if tile.rows.start // 20 == place} for place in (0, 1)}
+    assert by_block == {0: {True}, 1: {stays}}
+    for tile in tiles:
+        found = tile.evaluator_distances().numpy()
+        exact = np.square(points.rows[tile.rows, None] - others.rows[None, tile.columns]).sum(axis=2)
+        np.testing.assert_allclose(found, exact, rtol=2e-3, atol=64)  # two units of the largest halves
