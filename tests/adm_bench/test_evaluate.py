@@ -1,0 +1,165 @@
+"""`adm-bench evaluate` on whatever holds images, with what it says of them."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from torch import Tensor, nn
+
+Run = Callable[..., Result]
+Refuse = Callable[..., str]
+QUICK = ("--device", "cpu", "--no-cache")
+
+
+def numbers(output: str) -> dict[str, float]:
+    """The printed table, by label."""
+    lines = [line.split() for line in output.splitlines() if not line.startswith("protocol")]
+    return {line[0]: float(line[1]) for line in lines}
+
+
+@pytest.fixture(scope="module")
+def folder(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The samples as PNG files whose names sort in their order."""
+    root = tmp_path_factory.mktemp("png")
+    with np.load(samples) as arrays:
+        for index, image in enumerate(arrays["arr_0"]):
+            Image.fromarray(image).save(root / f"{index:04d}.png")
+    return root
+
+
+def test_files_folders_zips_and_shards_give_the_same_numbers(
+    run: Run, reference: Path, samples: Path, folder: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "samples.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+    (tmp_path / "shards").mkdir()
+    with np.load(samples) as arrays:
+        for number, part in enumerate(np.array_split(arrays["arr_0"], 3)):
+            np.savez(tmp_path / "shards" / f"{number}.npz", arr_0=part)
+    expected = numbers(run("evaluate", reference, samples, *QUICK).stdout)
+    assert expected.keys() == {"FID", "sFID", "IS", "Precision", "Recall", "Copied"}
+    for source in (folder, tmp_path / "samples.zip", tmp_path / "shards"):
+        assert numbers(run("evaluate", reference, source, *QUICK).stdout) == pytest.approx(expected, rel=1e-5)
+
+
+def test_features_are_those_of_the_reference(run: Run, refuse: Refuse, reference: Path, folder: Path) -> None:
+    assert run("evaluate", reference, folder, *QUICK).stdout.startswith("protocol digits v1, features digits ")
+    assert "adm-bench fetch inception" in refuse("evaluate", folder, folder.parent, *QUICK)
+
+
+def test_everything_is_recorded(run: Run, reference: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    metrics = "fid,is,precision,kid,is_shuffled,density"
+    run("evaluate", reference, folder, *QUICK, "--metrics", metrics, "--intervals", "--json", out)
+    records = {record["quantity"]: record for record in json.loads(out.read_text())}
+    assert list(records) == metrics.split(",")
+    fid = records["fid"]
+    assert (fid["protocol"], fid["features"], fid["num_images"], fid["num_reference_images"]) == (
+        "digits", "digits", 60, 1797,
+    )  # fmt: skip
+    assert set(fid["inputs"]) == {"samples", "reference"}
+    assert fid["interval"]["low"] < fid["value"] < fid["interval"]["high"]
+    assert fid["interval"]["level"] == 0.95
+    assert {name for name, record in records.items() if record["interval"]} == {"fid", "is", "precision"}
+
+
+def test_another_arithmetic_is_another_protocol(run: Run, reference: Path, samples: Path) -> None:
+    evaluate = ("evaluate", reference, samples, *QUICK, "--metrics", "precision,recall")
+    plain = run(*evaluate).stdout
+    same = run(*evaluate, "--pr-precision", "fp32").stdout
+    other = run(*evaluate, "--pr-precision", "fp16").stdout
+    assert plain == same
+    assert "protocol digits v1," in plain
+    assert "protocol digits-fp16 v1," in other
+    assert numbers(other) == pytest.approx(numbers(plain), abs=0.05)
+
+
+def test_features_are_kept_and_reused(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:
+    environment = {"ADM_BENCH_HOME": str(tmp_path)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        plain = run("evaluate", reference, samples, *QUICK).stdout
+        assert not list(tmp_path.rglob("*"))
+        first = run("evaluate", reference, samples, "--device", "cpu").stdout
+        kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part_*")}
+        assert len(kept) == 3  # two parts of the reference's 1,797 images, one of the samples
+        assert run("evaluate", reference, samples, "--device", "cpu", "--memory-gb", "0").stdout == first == plain
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part_*")} == kept
+
+
+class Means(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean(dim=(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_network_of_the_users_own(run: Run, refuse: Refuse, samples: Path, folder: Path, tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(Means()), str(tmp_path / "means.pt"))
+    with np.load(samples) as arrays:
+        np.savez(tmp_path / "ref.npz", arr_0=255 - arrays["arr_0"])
+    own = ("--features", "torchscript", "--feature-weights", tmp_path / "means.pt")
+    found = numbers(run("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK).stdout)
+    assert found.keys() == {"FID", "Precision", "Recall", "Copied"}  # it has no spatial layer and no logits
+    assert "found none" in refuse("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK, "--metrics", "sfid")
+
+
+def test_statistics_alone_serve_fid(run: Run, refuse: Refuse, reference: Path, samples: Path, tmp_path: Path) -> None:
+    with np.load(reference) as arrays:
+        identity, mu, sigma = arrays["adm_bench"], arrays["mu"], arrays["sigma"]
+    np.savez(tmp_path / "ttur.npz", adm_bench=identity, mu=mu, sigma=sigma)
+    found = numbers(run("evaluate", tmp_path / "ttur.npz", samples, *QUICK).stdout)
+    assert found.keys() == {"FID", "IS"}
+    assert found["FID"] == pytest.approx(numbers(run("evaluate", reference, samples, *QUICK).stdout)["FID"], rel=1e-5)
+    assert "precision, recall and their like" in refuse(
+        "evaluate", tmp_path / "ttur.npz", samples, *QUICK, "--metrics", "recall"
+    )
+
+
+def test_what_cannot_be_measured_is_refused_first(
+    run: Run, refuse: Refuse, reference: Path, folder: Path, tmp_path: Path
+) -> None:
+    assert "is the reference itself" in refuse("evaluate", reference, reference, *QUICK)
+    (tmp_path / "grey").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "grey" / "0.png")
+    Image.new("L", (8, 8), 9).save(tmp_path / "grey" / "1.png")
+    assert "--convert" in refuse("evaluate", reference, tmp_path / "grey", *QUICK, "--metrics", "fid")
+    run("evaluate", reference, tmp_path / "grey", *QUICK, "--metrics", "fid", "--convert")
+    (tmp_path / "bad").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "bad" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "bad" / "0031.png").write_bytes(b"no image")
+    assert "0031.png" in refuse("evaluate", reference, tmp_path / "bad", *QUICK)
+    out = tmp_path / "bad.json"
+    run("evaluate", reference, tmp_path / "bad", *QUICK, "--skip-bad", "1", "--metrics", "fid", "--json", out)
+    (record,) = json.loads(out.read_text())
+    assert record["num_images"] == 59
+    assert list(record["settings"]["skipped"]) == ["0031.png"]
+
+
+def test_processes_share_the_work(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "adm_bench"]
+    together = subprocess.run(
+        [*command, "evaluate", reference, samples, "--device", "cpu", "--json", tmp_path / "two.json"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ADM_BENCH_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert together.returncode == 0, together.stderr
+    assert together.stdout.count("protocol digits v1") == 1
+    alone = numbers(run("evaluate", reference, samples, *QUICK).stdout)
+    assert numbers(together.stdout) == pytest.approx(alone, rel=1e-6)
+    records: list[dict[str, Any]] = json.loads((tmp_path / "two.json").read_text())
+    assert {record["world_size"] for record in records} == {2}
