@@ -71,12 +71,16 @@ def test_golden_weights_are_filled_by_the_rule(
     assert total == pytest.approx(case["weight_abs_sum"], rel=1e-12)
 
 
-def test_golden_features(images: dict[str, Tensor], golden_arrays: Arrays, inception_features: Features) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_golden_features(
+    device: str, images: dict[str, Tensor], golden_arrays: Arrays, inception_weights: Path
+) -> None:
+    features = InceptionFeatures.load(torch.device(device), inception_weights)
     for row, image in enumerate(images.values()):
-        batch = inception_features(image)
+        batch = features(image)
         for layer, name in LAYERS.items():
             expected = golden_arrays[name][row]
-            found = getattr(batch, layer)[0].numpy()
+            found = getattr(batch, layer)[0].cpu().numpy()
             assert np.abs(found - expected).max() <= ABSOLUTE[layer]
             assert relative_l2(found, expected) <= RELATIVE
 
