@@ -31,6 +31,13 @@ class Convolution(nn.Module):
         """[B, C, H, W] to [B, C', H', W'], not negative."""
         return F.relu_(self.bn(self.conv(x)))
 
+    def of_means(self, x: Tensor) -> Tensor:
+        """The same of each value's mean with its neighbours, [B, C, H, W] to [B, C', H, W].
+
+        The mean is taken after the 1x1 convolution, which is linear, over its fewer channels.
+        """
+        return F.relu_(_mean_of_neighbours(self.bn(self.conv(x))))
+
     def fold(self) -> None:
         """Fold the norm into the convolution, in float64: (w * x - mean) * scale + bias is one convolution."""
         norm = self.bn
@@ -66,7 +73,7 @@ class Block35(nn.Module):
         """Concatenate the branches in TensorFlow's order."""
         five = self.branch5x5_2(self.branch5x5_1(x))
         double_three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), five, double_three, self.branch_pool(_mean_of_neighbours(x))], dim=1)
+        return torch.cat([self.branch1x1(x), five, double_three, self.branch_pool.of_means(x)], dim=1)
 
 
 class Reduction17(nn.Module):
@@ -106,7 +113,7 @@ class Block17(nn.Module):
         seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double_seven = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double_seven = self.branch7x7dbl_5(self.branch7x7dbl_4(double_seven))
-        return torch.cat([self.branch1x1(x), seven, double_seven, self.branch_pool(_mean_of_neighbours(x))], dim=1)
+        return torch.cat([self.branch1x1(x), seven, double_seven, self.branch_pool.of_means(x)], dim=1)
 
 
 class Reduction8(nn.Module):
@@ -148,10 +155,11 @@ class Block8(nn.Module):
         """Concatenate the branches in TensorFlow's order."""
         three = self.branch3x3_1(x)
         double_three = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.last else _mean_of_neighbours(x)
+        pool = self.branch_pool
+        pooled = pool(F.max_pool2d(x, 3, stride=1, padding=1)) if self.last else pool.of_means(x)
         threes = [self.branch3x3_2a(three), self.branch3x3_2b(three)]
         double_threes = [self.branch3x3dbl_3a(double_three), self.branch3x3dbl_3b(double_three)]
-        return torch.cat([self.branch1x1(x), *threes, *double_threes, self.branch_pool(pooled)], dim=1)
+        return torch.cat([self.branch1x1(x), *threes, *double_threes, pooled], dim=1)
 
 
 class InceptionNetwork(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metrics.features import inception_network
 from metrics.features.inception import CleanFeatures, InceptionFeatures
-from metrics.features.inception_network import InceptionNetwork
+from metrics.features.inception_network import Convolution, InceptionNetwork
 from metrics.protocol import FeatureBatch, FeatureNetwork, Features
 
 CPU = torch.device("cpu")
@@ -71,12 +71,16 @@ def test_golden_weights_are_filled_by_the_rule(
     assert total == pytest.approx(case["weight_abs_sum"], rel=1e-12)
 
 
-def test_golden_features(images: dict[str, Tensor], golden_arrays: Arrays, inception_features: Features) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_golden_features(
+    device: str, images: dict[str, Tensor], golden_arrays: Arrays, inception_weights: Path
+) -> None:
+    features = InceptionFeatures.load(torch.device(device), inception_weights)
     for row, image in enumerate(images.values()):
-        batch = inception_features(image)
+        batch = features(image)
         for layer, name in LAYERS.items():
             expected = golden_arrays[name][row]
-            found = getattr(batch, layer)[0].numpy()
+            found = getattr(batch, layer)[0].cpu().numpy()
             assert np.abs(found - expected).max() <= ABSOLUTE[layer]
             assert relative_l2(found, expected) <= RELATIVE
 
@@ -118,7 +122,13 @@ def test_golden_features_refuse_another_resize(
 
 @pytest.mark.parametrize(
     "layer",
-    ["Mixed_6b.branch1x1", "Mixed_6c.branch1x1", "Mixed_6e.branch1x1", "Mixed_6d.branch_pool", "Mixed_6d.branch7x7_3"],
+    [
+        "Mixed_6b.branch1x1",
+        "Mixed_6c.branch1x1",
+        "Mixed_6e.branch1x1",
+        "Mixed_6d.branch7x7_3",
+        "Mixed_6d.branch7x7dbl_5",
+    ],
 )
 def test_golden_spatial_features_refuse_another_layer(
     layer: str, images: dict[str, Tensor], golden_arrays: Arrays, inception_features: InceptionFeatures
@@ -171,7 +181,7 @@ def test_golden_wrong_networks_give_what_is_known_of_them(
         monkeypatch.setattr(inception_network, "NORM_EPSILON", 1e-5)
     features = InceptionFeatures.load(CPU, inception_weights)
     if variant == "avg_pool_counts_padding":
-        monkeypatch.setattr(inception_network, "_mean_of_neighbours", lambda x: F.avg_pool2d(x, 3, 1, 1))
+        monkeypatch.setattr(Convolution, "of_means", lambda branch, x: branch(F.avg_pool2d(x, 3, 1, 1)))
     if variant == "average_instead_of_max_in_7c":
         features.network.Mixed_7c.last = False
     batch = features(images["32x32"])
