@@ -99,7 +99,7 @@ def command(
         features = load_features(
             features_name or against.identity.get("features") or "inception", choose_device(device), weights
         )
-        names = default_metrics(against, features) if metrics is None else metrics.split(",")
+        names = default_metrics(against, images, features) if metrics is None else metrics.split(",")
         chosen = load_metrics([name.strip() for name in names if name.strip()])
         extraction = Extraction(
             features=features,

@@ -6,6 +6,7 @@ Images are read from inside the zip and written into it batch by batch, so memor
 import io
 import json
 import math
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ IDENTITY_KEY = "adm_bench"
 WHOLE_ARRAY_BUDGET_BYTES = 2**30
 """What an array may take that is loaded whole: labels and statistics. Images are streamed."""
 CHUNK_BYTES = 2**22
+LOCAL_HEADER = struct.Struct("<26xHH")
+"""What stands before a zip member, of which the lengths of its name and of its extra field matter here."""
 
 
 class NpzFile:
@@ -145,13 +148,28 @@ class NpzFile:
         total, height, width = self.image_shape()
         each = height * width * 3
         count = images_at_a_time(batch_size, (height, width))
-        with self._reading(), zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES_KEY}.npy") as file:
-            read_npy_header(file)
-            file.seek(start * each, io.SEEK_CUR)
+        with self._reading(), self._opened_at(f"{IMAGES_KEY}.npy", start * each) as file:
             for first in range(start, total, count):
                 here = min(count, total - first)
                 images = np.frombuffer(file.read(here * each), np.uint8).reshape(here, height, width, 3)
                 yield np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+    @contextmanager
+    def _opened_at(self, member: str, skipped: int) -> Iterator[IO[bytes]]:
+        """A member at the byte of its values after the `skipped` first ones; at once, where it is stored as it is."""
+        with zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
+            read_npy_header(file)
+            item = archive.getinfo(member)
+            if not skipped or item.compress_type != zipfile.ZIP_STORED:
+                file.seek(skipped, io.SEEK_CUR)
+                yield file
+                return
+            with self.path.open("rb") as whole:
+                whole.seek(item.header_offset)
+                local = whole.read(LOCAL_HEADER.size)
+                name_bytes, extra_bytes = LOCAL_HEADER.unpack(local)
+                whole.seek(name_bytes + extra_bytes + file.tell() + skipped, io.SEEK_CUR)
+                yield whole
 
 
 @dataclass(frozen=True, kw_only=True)

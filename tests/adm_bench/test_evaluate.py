@@ -23,8 +23,8 @@ QUICK = ("--device", "cpu", "--no-cache")
 
 def numbers(output: str) -> dict[str, float]:
     """The printed table, by label."""
-    lines = [line.split() for line in output.splitlines() if not line.startswith("protocol")]
-    return {line[0]: float(line[1]) for line in lines}
+    lines = [line for line in output.splitlines() if not line.startswith("protocol")]
+    return {line[:16].strip(): float(line[16:].split()[0]) for line in lines}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,21 @@ def test_features_are_kept_and_reused(run: Run, reference: Path, samples: Path, 
         assert len(kept) == 3  # two parts of the reference's 1,797 images, one of the samples
         assert run("evaluate", reference, samples, "--device", "cpu", "--memory-gb", "0").stdout == first == plain
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part_*")} == kept
+
+
+def test_sorted_samples_are_told_of_and_scored_shuffled_too(run: Run, reference: Path, tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(10), 1000)
+    with np.load(reference) as arrays:
+        digits = [arrays["arr_0"][arrays["arr_1"] == label] for label in range(10)]
+    images = np.concatenate([np.resize(of_class, (1000, 8, 8, 3)) for of_class in digits])
+    np.savez(tmp_path / "sorted.npz", arr_0=images, arr_1=labels)
+    result = run("evaluate", reference, tmp_path / "sorted.npz", *QUICK, "--metrics", "is,is_shuffled")
+    found = numbers(result.stdout)
+    assert "labels are sorted by class" in result.stderr
+    assert found["IS"] < found["IS shuffled"] - 1
+    default = run("evaluate", reference, tmp_path / "sorted.npz", *QUICK).stdout
+    assert list(numbers(default)) == ["FID", "sFID", "IS", "IS shuffled", "Precision", "Recall", "Copied"]
+    assert numbers(default)["Copied"] == 1
 
 
 class Means(nn.Module):
