@@ -128,7 +128,7 @@ class _Building:
             "kind": "reference",
             "data": self.images.fingerprint(),
             "images": len(self.images),
-            "features": self.features.digest,
+            "features": f"{self.features.name} {self.features.digest}",  # one network's weights serve two protocols
             "seed": self.seed,
             "kept": len(self.chosen),
             "batch_size": BATCH_SIZE,
