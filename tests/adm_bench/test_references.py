@@ -155,7 +155,7 @@ def test_parts_of_another_reference_are_refused(folder: Path, tmp_path: Path) ->
         write_reference(open_image_set(folder, size=5), SMALL, out, seed=3)
     same_weights = Projected("twin", 12, 8)
     same_weights.digest = SMALL.digest
-    with pytest.raises(InputError, match="features: own .* -> twin"):
+    with pytest.raises(InputError, match=r"features: own .* -> twin"):
         write_reference(images, same_weights, out, seed=3)
     (tmp_path / "ref.npz.parts" / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="not ours to remove"):
