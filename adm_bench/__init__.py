@@ -11,6 +11,7 @@ from typing import Any
 _HOMES = {
     "Comparison": "metrics.protocol",
     "Dataset": "adm_bench.images.dataset",
+    "Extraction": "adm_bench.extraction",
     "EvaluationProtocol": "metrics.protocol",
     "FeatureBatch": "metrics.protocol",
     "Features": "metrics.protocol",
@@ -21,6 +22,7 @@ _HOMES = {
     "IteratedImages": "adm_bench.images.iterated",
     "Metric": "metrics.protocol",
     "Record": "reports.records",
+    "Reference": "adm_bench.references",
     "SamplingJob": "adm_bench.sampling",
     "SuiteRun": "adm_bench.suite",
     "Trainable": "generators.protocol",
@@ -28,6 +30,7 @@ _HOMES = {
     "Upsampler": "generators.protocol",
     "build_generator": "adm_bench.sampling",
     "check_samples": "adm_bench.checks",
+    "decide": "adm_bench.sampling",
     "create_diffusion": "generators.adm.networks",
     "create_network": "generators.adm.networks",
     "evaluate": "adm_bench.evaluation",

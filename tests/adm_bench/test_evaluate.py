@@ -16,6 +16,8 @@ from click.testing import Result
 from PIL import Image
 from torch import Tensor, nn
 
+import adm_bench
+
 Run = Callable[..., Result]
 Refuse = Callable[..., str]
 QUICK = ("--device", "cpu", "--no-cache")
@@ -178,3 +180,21 @@ def test_processes_share_the_work(run: Run, reference: Path, samples: Path, tmp_
     assert numbers(together.stdout) == pytest.approx(alone, rel=1e-6)
     records: list[dict[str, Any]] = json.loads((tmp_path / "two.json").read_text())
     assert {record["world_size"] for record in records} == {2}
+
+
+def test_a_generator_is_measured_without_a_file_in_between(run: Run, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "gaussian.npz"
+    run("sample", "gaussian", "--data", "digits", "--num", "40", "--out", out, "--device", "cpu")
+    expected = numbers(run("evaluate", reference, out, *QUICK, "--metrics", "fid,recall").stdout)
+    device = torch.device("cpu")
+    dataset = adm_bench.open_dataset("digits")
+    generator = adm_bench.build_generator("gaussian", {}, device=device, dataset=dataset)
+    images = adm_bench.generated_images(adm_bench.decide("gaussian", generator, {}, num_images=40))
+    found = adm_bench.evaluate(
+        adm_bench.Reference.open(reference),
+        images,
+        adm_bench.Extraction(features=adm_bench.load_features("digits", device)),
+        adm_bench.load_metrics(["fid", "recall"]),
+    )
+    assert found.values == pytest.approx({"fid": expected["FID"], "recall": expected["Recall"]}, rel=1e-5)
+    assert found.num_images == 40
