@@ -80,8 +80,8 @@ def require_labels(samples: ImageSet, reference: Reference) -> tuple[Labels, Lab
         raise InputError(f"{reference.path}: holds statistics only, so no class can be told from another; {way_out}")
     for images in (samples, reference.images):
         if images.labels is None:
-            side = "samples" if images is samples else "reference"
-            raise InputError(f"{images.name}: these {side} have no labels; {way_out}")
+            side = "samples have" if images is samples else "reference has"
+            raise InputError(f"{images.name}: the {side} no labels; {way_out}")
     ours, theirs = samples.labels, reference.images.labels
     assert ours is not None  # both were looked at
     assert theirs is not None

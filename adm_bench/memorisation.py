@@ -166,8 +166,8 @@ def _require_possible(
     pixels = len(chosen) * (num_neighbours + 1) * math.prod(samples.image_shape) * scale**2
     if pixels > PICTURE_BUDGET_PX:
         raise InputError(
-            f"the figure would have {pixels / 1e6:.0f} megapixels; at most {PICTURE_BUDGET_PX / 1e6:.0f} are drawn: ask "
-            "for fewer samples or neighbours, or a smaller --scale-up or --size"
+            f"the figure would have {pixels / 1e6:.0f} megapixels, and {PICTURE_BUDGET_PX / 1e6:.0f} are the most: "
+            "ask for fewer samples or neighbours, or a smaller --scale-up or --size"
         )
 
 

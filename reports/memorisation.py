@@ -19,6 +19,8 @@ APART_PX = 24
 """Between a sample and its neighbours."""
 
 _SIZE_PX, _DPI, _FONT_PT = (960, 640), 150, 9.5
+_MOST_STEPS = 4000
+"""Of a curve, several a pixel."""
 _BAND_SHARE = 0.12
 """Share of the axis, in front of the logarithmic part, that stands for copies."""
 
@@ -51,7 +53,7 @@ def neighbour_grid(rows: Sequence[NeighbourRow], titles: tuple[str, str], scale:
     first = max(column, math.ceil(font.getlength(titles[0]))) + APART_PX
     title_end = first + math.ceil(font.getlength(titles[1]))
     size = (
-        max(first + column * len(rows[0].neighbours), title_end) + 2 * CAPTION_GAP_PX,
+        max(first + column * len(rows[0].neighbours) - GRID_GAP_PX, title_end) + 2 * CAPTION_GAP_PX,
         line + len(rows) * (height + line) + CAPTION_GAP_PX,
     )
     canvas = Image.new("RGB", size, "white")
@@ -123,7 +125,8 @@ def _draw_curves(axes: Axes, curves: DistanceCurves) -> None:
         (curves.of_training, MUTED, 1.3, 3),
     ):
         places = np.sort(np.where(distances > curves.copies_up_to, distances, within))
-        shares = np.arange(1, len(places) + 1) / len(places)
+        drawn = np.unique(np.linspace(0, len(places) - 1, _MOST_STEPS).astype(np.int64))
+        places, shares = places[drawn], (drawn + 1) / len(places)
         x, y = np.concatenate([[left], places, [low * span]]), np.concatenate([[0.0], shares, [1.0]])
         axes.step(x, y, where="post", color=colour, linewidth=width, zorder=order)
     axes.spines[:].set_visible(False)
@@ -139,7 +142,7 @@ def _draw_curves(axes: Axes, curves: DistanceCurves) -> None:
 def _ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     shown: list[float] = []
-    for steps, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
+    for steps, every in (((1, 2, 3, 4, 5, 6, 8), 1), ((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
         values = [step * 10.0**decade for decade in decades if decade % every == 0 for step in steps]
         shown = [value for value in values if low < value < high]
         if len(shown) <= 8:
@@ -155,7 +158,7 @@ def _draw_words(figure: Figure, curves: DistanceCurves) -> None:
         (0.89, MUTED, f"{m:,} training images, to the nearest other one (median {medians[1]})"),
     ):
         figure.text(0.085, height, text, color=colour, va="center")
-    share = f"{100 * curves.copied_share:.3g} % of the samples are copies of a training image"
+    share = f"{100 * curves.copied_share:.4g} % of the samples are copies of a training image"
     figure.text(0.085, 0.835, share, color=INK, va="center", fontweight="bold")
     figure.text(0.085, 0.025, "share of images as near, or nearer", color=MUTED)
     figure.text(0.98, 0.025, f"distance in {curves.unit}", color=MUTED, ha="right")

@@ -24,8 +24,8 @@ class Record:
     (sampler, sampling_steps, guidance_scale, preset), `inputs` maps an input's name to its sha256, and
     `provenance` says what measured it: commit, dirty, versions, created (ISO 8601) and machine. `interval` may hold
     `low`, `high`, `std_error` and the confidence `level` of the value, besides the `estimate` that they are around.
-    `image_class` is the class whose images alone were measured, None for a number of all; tables leave the former out. A
-    field of the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
+    `image_class` is the class whose images alone were measured, None for a number of all; tables leave out the former.
+    A field of the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
     """
 
     schema_version: int = SCHEMA_VERSION

@@ -158,7 +158,9 @@ def _extraction(
     from metrics.rows import MemoryBudget
 
     return Extraction(
-        features=load_features(name or training.identity.get("features") or "inception", choose_device(device), weights),
+        features=load_features(
+            name or training.identity.get("features") or "inception", choose_device(device), weights
+        ),
         cache_root=None if no_cache else home() / "features",
         budget=MemoryBudget(bytes_left=memory_gb * 1e9),
     )

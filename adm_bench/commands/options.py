@@ -76,9 +76,7 @@ def keeping_options(command: F) -> F:
         default=DEFAULT_MEMORY_GB,
         help="Features that stay in memory; more lie in a temporary file.",
     )
-    no_cache = click.option(
-        "--no-cache", is_flag=True, help="Neither reuse features of the same images nor keep them."
-    )
+    no_cache = click.option("--no-cache", is_flag=True, help="Neither reuse features of the same images nor keep them.")
     return memory(no_cache(command))
 
 
