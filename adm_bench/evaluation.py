@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from adm_bench import progress, registry
 from adm_bench.checks import check_samples, require_labels
 from adm_bench.errors import InputError, bad_input
 from adm_bench.extraction import Extraction
-from adm_bench.images.dataset import ImageSet
+from adm_bench.images.dataset import ImageSet, Labels
 from adm_bench.references import Reference
 from adm_bench.weights_store import find_weights, published
 from metrics.comparison import Comparison
@@ -135,11 +136,6 @@ def evaluate(
             values[metric.name] = metric.compute(comparison)
             if with_intervals and metric.name in INTERVALS:
                 intervals[metric.name] = INTERVALS[metric.name](comparison)
-    classes: tuple[ClassDistance, ...] = ()
-    if labels is not None:
-        with bad_input(f"{samples.name} against {reference.path}"):
-            ours, theirs = labels
-            classes = tuple(class_distances(measured.pool_rows, ours, known.pool_rows, theirs, device=features.device))
     return Evaluation(
         values=values,
         intervals=intervals,
@@ -150,8 +146,22 @@ def evaluate(
         num_reference_images=known.known_num_images,
         samples_sha256=checks.digest,
         warnings=checks.warnings,
-        classes=classes,
+        classes=() if labels is None else _by_class(comparison, *labels, f"{samples.name} against {reference.path}"),
     )
+
+
+def _by_class(comparison: Comparison, ours: Labels, theirs: Labels, title: str) -> tuple[ClassDistance, ...]:
+    with progress.stage("class by class", len(np.intersect1d(ours, theirs)), "classes") as advance, bad_input(title):
+        return tuple(
+            class_distances(
+                comparison.samples.pool_rows,
+                ours,
+                comparison.reference.pool_rows,
+                theirs,
+                device=comparison.device,
+                compared=lambda: advance(1),
+            )
+        )
 
 
 def with_pr_precision(protocol: EvaluationProtocol, precision: PrPrecision | None) -> EvaluationProtocol:

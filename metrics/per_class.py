@@ -1,5 +1,6 @@
 """FID and KID class by class: which classes a conditional generator draws badly."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +36,12 @@ def class_distances(
     reference_labels: NDArray[np.integer],
     *,
     device: torch.device | str = "cpu",
+    compared: Callable[[], None] | None = None,
 ) -> list[ClassDistance]:
     """Compare rows [n, D] with labels [n] to a reference class by class, for classes with 2 images in both.
 
-    `device` is where kernel values are made. Labels that are not one a row, and no class to compare, are a ValueError.
+    `device` is where kernel values are made; `compared` is called after each class. Labels that are not
+    one a row, and no class to compare, are a ValueError.
     """
     for rows, labels in ((samples, sample_labels), (reference, reference_labels)):
         if labels.shape != (len(rows),):
@@ -60,6 +63,8 @@ def class_distances(
                 rank_deficient=min(len(ours), len(theirs)) <= width,
             )
         )
+        if compared is not None:
+            compared()
     if not found:
         raise ValueError("found no class with at least 2 samples and 2 reference images; check the labels")
     return found

@@ -67,7 +67,9 @@ def test_neighbours_are_the_nearest_images(run: Run, fresh: Path, extraction: Ex
     said = line.stdout.partition("nearest ones lie at ")[2]
     low, high, median = (float(number) for number in NUMBERS.findall(said)[:3])
     first = nearest.values[:, 0]
-    assert [low, high, median] == pytest.approx([float(f(first)) for f in (torch.min, torch.max, torch.median)], rel=1e-3)
+    assert [low, high, median] == pytest.approx(
+        [float(f(first)) for f in (torch.min, torch.max, torch.median)], rel=1e-3
+    )
 
 
 def test_npz_folders_and_names_of_training_images_give_the_same_figure(
