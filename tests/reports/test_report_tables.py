@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from reports.layout import compute_grid
 from reports.records import Record
 from reports.render import Report, render_csv, render_html, render_markdown
 from reports.tables import (
@@ -188,6 +189,7 @@ def test_numbers_of_one_class_are_in_no_table(demo: Records, make_record: Record
     everything = (*classes, *demo)
     assert comparable_groups(everything) == comparable_groups(demo)
     assert comparable_groups(classes) == {}
+    assert compute_grid(everything) == compute_grid(demo)
     report, with_classes = (Report(title="t", records=records) for records in (demo, everything))
     for render in (render_markdown, render_csv):
         assert render(with_classes) == render(report)
