@@ -9,6 +9,7 @@ import numpy as np
 from adm_bench.errors import InputError
 from adm_bench.files import file_sha256
 from adm_bench.images.dataset import ImageSet, Labels
+from adm_bench.images.encoded import EncodedImages
 from adm_bench.references import Reference
 from metrics.protocol import EvaluationProtocol, Features, Metric
 
@@ -35,12 +36,7 @@ def check_samples(
     InputError where samples and reference differ in resolution or are the same, the reference cannot serve the metrics,
     the samples are too few for one, or an image cannot be taken.
     """
-    expected = reference.image_shape
-    if expected is not None and samples.image_shape != expected:
-        found = samples.image_shape
-        raise InputError(
-            f"{samples.name}: images are {found[0]} x {found[1]}, but the reference's are {expected[0]} x {expected[1]}"
-        )
+    require_same_size(samples, reference)
     for metric in metrics:
         if len(samples) < metric.min_images:
             raise InputError(
@@ -50,7 +46,7 @@ def check_samples(
     needs = frozenset[str]().union(*(metric.needs for metric in metrics))
     reference.check(features, needs)
     digest = _digest(samples)
-    _require_other(samples, digest, reference)
+    require_other(samples, digest, reference)
     warnings = _warnings(samples, digest, reference, metrics, features.protocol)
     return SampleChecks(warnings=tuple(warnings), digest=digest)
 
@@ -64,7 +60,42 @@ def _digest(samples: ImageSet) -> str | None:
         return None  # images that are made as they are asked for
 
 
-def _require_other(samples: ImageSet, digest: str | None, reference: Reference) -> None:
+def require_same_size(samples: ImageSet, reference: Reference) -> None:
+    """InputError where samples and the reference's images differ in resolution."""
+    found, expected = samples.image_shape, reference.image_shape
+    if expected is not None and found != expected:
+        raise InputError(
+            f"{samples.name}: images are {found[0]} x {found[1]}, but the reference's are {expected[0]} x {expected[1]}"
+        )
+
+
+def require_labels(samples: ImageSet, reference: Reference) -> tuple[Labels, Labels]:
+    """The labels of samples and of the reference's images; InputError where a side has none, or other classes.
+
+    Where labels are the ranks of folders, a missing folder would shift them: the other side must have as many classes,
+    and if its labels are ranks too, of the same names.
+    """
+    way_out = "for numbers class by class, take images in folders by class, or an npz file with arr_1"
+    if reference.images is None:
+        raise InputError(f"{reference.path}: holds statistics only, so no class can be told from another; {way_out}")
+    for images in (samples, reference.images):
+        if images.labels is None:
+            side = "samples have" if images is samples else "reference has"
+            raise InputError(f"{images.name}: the {side} no labels; {way_out}")
+    ours, theirs = samples.labels, reference.images.labels
+    assert ours is not None  # both were looked at
+    assert theirs is not None
+    names = [images.class_names if isinstance(images, EncodedImages) else () for images in (samples, reference.images)]
+    counts = [len(each) or int(labels.max()) + 1 for each, labels in zip(names, (ours, theirs), strict=True)]
+    if (all(names) and names[0] != names[1]) or (any(names) and counts[0] != counts[1]):
+        raise InputError(
+            f"{samples.name}: has {counts[0]} classes and the reference {counts[1]}, or folders of other names; labels "
+            "are the ranks of folders, so classes would be taken for one another: give both the same folders"
+        )
+    return ours, theirs
+
+
+def require_other(samples: ImageSet, digest: str | None, reference: Reference) -> None:
     """InputError where the reference is given as the samples, under whatever name."""
     path = Path(samples.name)
     same = path.exists() and path.resolve() == reference.path.resolve()

@@ -1,20 +1,22 @@
 """Evaluation: samples against a reference, through one feature network, under one named protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from adm_bench import progress, registry
-from adm_bench.checks import check_samples
+from adm_bench.checks import check_samples, require_labels
 from adm_bench.errors import InputError, bad_input
 from adm_bench.extraction import Extraction
-from adm_bench.images.dataset import ImageSet
+from adm_bench.images.dataset import ImageSet, Labels
 from adm_bench.references import Reference
 from adm_bench.weights_store import find_weights, published
 from metrics.comparison import Comparison
 from metrics.evaluation_protocol import PrPrecision
+from metrics.per_class import ClassDistance, class_distances
 from metrics.protocol import EvaluationProtocol, Features, Metric
 from metrics.uncertainty import INTERVALS, Interval
 
@@ -36,6 +38,23 @@ class Evaluation:
     samples_sha256: str | None
     """None where it cannot be known beforehand."""
     warnings: tuple[str, ...]
+    classes: tuple[ClassDistance, ...] = ()
+    """FID and KID class by class, where that was asked for."""
+
+    @property
+    def class_table(self) -> Iterator[str]:
+        """FID and KID class by class as lines of text, with one that explains their mark; nothing without classes."""
+        if self.classes:
+            yield f"{'class':>7}{'n':>9}{'n_ref':>9}{'FID':>14}  {'KID':>14}"
+        for each in self.classes:
+            mark = "*" if each.rank_deficient else " "
+            counts = f"{each.num_samples:>9}{each.num_reference_images:>9}"
+            yield f"{each.label:>7}{counts}{each.fid:>14.6g}{mark} {each.kid:>14.6g}"
+        if any(each.rank_deficient for each in self.classes):
+            yield (
+                "* no more images than features on a side: this FID depends on n and n_ref more than on the images; "
+                "compare it where both are equal, or read KID, which has no such bias"
+            )
 
     @property
     def headline(self) -> str:
@@ -92,11 +111,13 @@ def evaluate(
     *,
     pr_precision: PrPrecision | None = None,
     with_intervals: bool = False,
+    per_class: bool = False,
 ) -> Evaluation | None:
     """Measure samples; every check that can be made before a network runs is made first, and warnings are said.
 
     `pr_precision` None is the protocol's own; another is another protocol, by its name too. `with_intervals` adds the
-    uncertainty of those numbers that `metrics.uncertainty` knows. None on other processes than the first.
+    uncertainty of those numbers that `metrics.uncertainty` knows, `per_class` FID and KID of every class that both
+    sides have, for which both need labels. None on other processes than the first.
     """
     features = extraction.features
     checks = check_samples(samples, reference, metrics, features)
@@ -104,6 +125,9 @@ def evaluate(
         for warning in checks.warnings:
             progress.say(f"warning: {samples.name}: {warning}")
     needs = frozenset[str]().union(*(metric.needs for metric in metrics))
+    labels = require_labels(samples, reference) if per_class else None
+    if per_class:
+        needs |= {"pool_rows"}
     known = reference.measure(extraction, needs)
     if with_intervals:
         needs |= {"pool_rows"}
@@ -128,7 +152,22 @@ def evaluate(
         num_reference_images=known.known_num_images,
         samples_sha256=checks.digest,
         warnings=checks.warnings,
+        classes=() if labels is None else _by_class(comparison, *labels, f"{samples.name} against {reference.path}"),
     )
+
+
+def _by_class(comparison: Comparison, ours: Labels, theirs: Labels, title: str) -> tuple[ClassDistance, ...]:
+    with progress.stage("class by class", len(np.intersect1d(ours, theirs)), "classes") as advance, bad_input(title):
+        return tuple(
+            class_distances(
+                comparison.samples.pool_rows,
+                ours,
+                comparison.reference.pool_rows,
+                theirs,
+                device=comparison.device,
+                compared=lambda: advance(1),
+            )
+        )
 
 
 def with_pr_precision(protocol: EvaluationProtocol, precision: PrPrecision | None) -> EvaluationProtocol:

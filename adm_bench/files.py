@@ -106,6 +106,18 @@ def check_new_file(path: Path, *, overwrite: bool, inputs: Sequence[Path | str |
     check_writable(path.parent)
 
 
+def check_new_picture(
+    path: Path, *, overwrite: bool, inputs: Sequence[Path | str | None] = (), sources: Sequence[Path | str] = ()
+) -> None:
+    """As `check_new_file`, of a PNG that must not come to lie inside one of `sources`, where images are read."""
+    if path.suffix != ".png":
+        raise InputError(f"--out {path}: a figure is a PNG; give it a name that ends in .png")
+    for source in sources:
+        if path.resolve().is_relative_to(Path(source).resolve()):
+            raise InputError(f"--out {path}: lies in the data set {source}; choose another place")
+    check_new_file(path, overwrite=overwrite, inputs=inputs)
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder if need be; InputError where that, or writing into it, is impossible."""
     try:

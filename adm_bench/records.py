@@ -1,7 +1,7 @@
 """Numbers become records here: each with its run, its protocol and everything it was measured with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adm_bench.evaluation import Evaluation
@@ -45,6 +45,22 @@ def evaluated(evaluation: Evaluation, metrics: Sequence[Metric], circumstances: 
             evaluation=evaluation,
         )
         for metric in metrics
+    ]
+
+
+def evaluated_by_class(evaluation: Evaluation, circumstances: Circumstances) -> list[Record]:
+    """Records of an evaluation's classes: FID and KID of each, with the images behind them."""
+    return [
+        replace(
+            _record(quantity, value, circumstances, higher_is_better=False, evaluation=evaluation),
+            image_class=each.label,
+            num_images=each.num_samples,
+            num_reference_images=each.num_reference_images,
+            settings={**circumstances.settings, "rank_deficient": each.rank_deficient},
+            interval={},
+        )
+        for each in evaluation.classes
+        for quantity, value in (("fid", each.fid), ("kid", each.kid))
     ]
 
 

@@ -1,5 +1,6 @@
 """Do samples repeat the reference: the copied share, and the distances behind a figure of memorisation."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,15 @@ class NearestDistances:
     """Distances (not squared) to the nearest reference image: float64, in the order of the images.
 
     `of_samples` [n] with the places of those images, int64 [n], and `of_reference` [m] to the nearest other one.
+    Samples up to `copies_up_to` count as copies, by `COPY_RATIO`; `copied_share` is their share, 0 to 1.
     A generator that memorises lies left of the reference; one that is new lies with it, or right of it.
     """
 
     of_samples: NDArray[np.float64]
     indices: NDArray[np.int64]
     of_reference: NDArray[np.float64]
+    copies_up_to: float
+    copied_share: float
 
 
 def nearest_distances(comparison: Comparison) -> NearestDistances:
@@ -37,13 +41,22 @@ def nearest_distances(comparison: Comparison) -> NearestDistances:
     Exact under every protocol. Meehan et al. 2020, "A non-parametric test to detect data-copying in generative
     models", rest their test on the same two distributions.
     """
-    comparison.require_rows("a figure of memorisation", samples=1, reference=2)
-    nearest = comparison.nearest_reference(1)
+    return _distances(comparison, "a figure of memorisation")
+
+
+def _distances(comparison: Comparison, label: str) -> NearestDistances:
+    comparison.require_rows(label, samples=1, reference=2)
     gaps = comparison.reference_manifold.neighbours.nearest(1).squared_distances[:, 0]
+    apart = gaps[gaps > 0]
+    copies_up_to = COPY_RATIO * apart.median().item() if len(apart) else 0.0
+    nearest = comparison.nearest_reference(1)
+    squared = nearest.squared_distances[:, 0]
     return NearestDistances(
-        of_samples=nearest.squared_distances[:, 0].sqrt().numpy(),
+        of_samples=squared.sqrt().numpy(),
         indices=nearest.indices[:, 0].numpy(),
         of_reference=gaps.sqrt().numpy(),
+        copies_up_to=math.sqrt(copies_up_to),
+        copied_share=(squared <= copies_up_to).double().mean().item(),
     )
 
 
@@ -59,12 +72,7 @@ class CopiedShare:
 
     def compute(self, comparison: Comparison) -> float:
         """Return 0 to 1; the reference holds at least two rows, the training images for preference."""
-        comparison.require_rows(self.label, samples=1, reference=2)
-        gaps = comparison.reference_manifold.neighbours.nearest(1).squared_distances[:, 0]
-        gaps = gaps[gaps > 0]
-        typical_gap = gaps.median().item() if len(gaps) else 0.0
-        nearest = comparison.nearest_reference(1).squared_distances[:, 0]
-        return (nearest <= COPY_RATIO * typical_gap).double().mean().item()
+        return _distances(comparison, self.label).copied_share
 
 
 COPIED = CopiedShare()

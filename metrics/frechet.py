@@ -45,6 +45,25 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
     return float(np.square(m1 - m2).sum() + np.trace(s1) + np.trace(s2) - 2 * trace_of_root)
 
 
+def frechet_distance_of_few(rows1: NDArray[np.floating], rows2: NDArray[np.floating]) -> float:
+    """Return `frechet_distance` of the moments of rows [n, D] and [m, D], without forming a covariance.
+
+    With A [n, D] the deviations of rows from their mean over sqrt(n - 1), A'A is their covariance, and the trace of
+    the root the sum of the singular values of AB'. Exact for any n and m from 2; quick where one of them is small.
+    """
+    (m1, a), (m2, b) = _deviations(rows1), _deviations(rows2)
+    trace_of_root = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return float(np.square(m1 - m2).sum() + np.square(a).sum() + np.square(b).sum() - 2 * trace_of_root)
+
+
+def _deviations(rows: NDArray[np.floating]) -> tuple[NDArray[np.float64], Matrix]:
+    if rows.ndim != 2 or len(rows) < 2:
+        raise ValueError(f"found features of shape {rows.shape}; expected [images, features] of at least 2 images")
+    values = rows.astype(np.float64)
+    mean = values.mean(axis=0)
+    return mean, (values - mean) / np.sqrt(len(rows) - 1)
+
+
 def _checked_gaussian(mean: ArrayLike, cov: ArrayLike) -> tuple[NDArray[np.float64], Matrix]:
     m, s = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
     if m.ndim != 1 or s.shape != (m.size, m.size):

@@ -1,11 +1,13 @@
 """FID and KID class by class: which classes a conditional generator draws badly."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from metrics.frechet import frechet_distance
+from metrics.frechet import frechet_distance, frechet_distance_of_few
 from metrics.kernel import kernel_distance
 from metrics.points import Rows
 from metrics.statistics import Moments
@@ -32,10 +34,14 @@ def class_distances(
     sample_labels: NDArray[np.integer],
     reference: Rows,
     reference_labels: NDArray[np.integer],
+    *,
+    device: torch.device | str = "cpu",
+    compared: Callable[[], None] | None = None,
 ) -> list[ClassDistance]:
     """Compare rows [n, D] with labels [n] to a reference class by class, for classes with 2 images in both.
 
-    Labels that are not one a row, and no class to compare, are a ValueError.
+    `device` is where kernel values are made; `compared` is called after each class. Labels that are not
+    one a row, and no class to compare, are a ValueError.
     """
     for rows, labels in ((samples, sample_labels), (reference, reference_labels)):
         if labels.shape != (len(rows),):
@@ -45,23 +51,27 @@ def class_distances(
         ours, theirs = samples[sample_labels == label], reference[reference_labels == label]
         if min(len(ours), len(theirs)) < 2:
             continue
-        gaussians = [_moments(rows) for rows in (ours, theirs)]
+        width = samples.shape[1]
+        few = len(ours) * len(theirs) <= width**2
         found.append(
             ClassDistance(
                 label=int(label),
                 num_samples=len(ours),
                 num_reference_images=len(theirs),
-                fid=frechet_distance(*(part for one in gaussians for part in (one.mean, one.covariance()))),
-                kid=kernel_distance(ours, theirs),
-                rank_deficient=min(len(ours), len(theirs)) <= samples.shape[1],
+                fid=frechet_distance_of_few(ours, theirs) if few else _frechet_distance(ours, theirs),
+                kid=kernel_distance(ours, theirs, device=device),
+                rank_deficient=min(len(ours), len(theirs)) <= width,
             )
         )
+        if compared is not None:
+            compared()
     if not found:
         raise ValueError("found no class with at least 2 samples and 2 reference images; check the labels")
     return found
 
 
-def _moments(rows: Rows) -> Moments:
-    moments = Moments.empty(rows.shape[1])
-    moments.update(rows)
-    return moments
+def _frechet_distance(ours: Rows, theirs: Rows) -> float:
+    gaussians = [Moments.empty(rows.shape[1]) for rows in (ours, theirs)]
+    for moments, rows in zip(gaussians, (ours, theirs), strict=True):
+        moments.update(rows)
+    return frechet_distance(*(part for one in gaussians for part in (one.mean, one.covariance())))

@@ -27,12 +27,13 @@ from reports.tables import Sheet, best_in_column, compute_sheet, quality_sheet
 GRID_GAP_PX = 2
 CAPTION_GAP_PX = 8
 
-_CAPTION_PX = 14
+CAPTION_PX = 14
+INK, MUTED, RULE, BAND, BEST = "#1d2329", "#5b6570", "#d5dae0", "#f1f3f5", "#0b6e69"
+
 _WIDTH_PT, _HEIGHT_PT = 400, 300
 _FONT_PT = 12.5  # 11 px on a phone, where the plot is about 350 px wide
 _LABEL_GAP_PT = 7.0
-_INK, _MUTED, _RULE, _BAND, _BEST = "#1d2329", "#5b6570", "#d5dae0", "#f1f3f5", "#0b6e69"
-_DARK = {_INK: "#e7eaee", _MUTED: "#9aa5b1", _RULE: "#39424c", _BAND: "#20262d", _BEST: "#4fc3b8"}
+_DARK = {INK: "#e7eaee", MUTED: "#9aa5b1", RULE: "#39424c", BAND: "#20262d", BEST: "#4fc3b8"}
 
 
 def sample_grid(images: NDArray[np.uint8], columns: int, scale: int) -> Image.Image:
@@ -71,17 +72,20 @@ def captioned_strips(strips: Sequence[tuple[str, NDArray[np.uint8]]], scale: int
         raise ValueError(f"strips of shapes {', '.join(map(str, shapes)) or 'none'}, expected one or more of one shape")
     grid = sample_grid(np.concatenate([images for _, images in strips]), max(1, shapes[0][0]), scale)
     tile = shapes[0][1] * scale
-    # the typeface comes with matplotlib, so the picture does not depend on what is installed
-    typeface = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    font = ImageFont.truetype(str(typeface), min(_CAPTION_PX, tile))
+    font = caption_font(min(CAPTION_PX, tile))
     left = max(math.ceil(font.getlength(caption)) for caption, _ in strips) + 2 * CAPTION_GAP_PX
     canvas = Image.new("RGB", (left + grid.width + CAPTION_GAP_PX, grid.height + 2 * CAPTION_GAP_PX), "white")
     canvas.paste(grid, (left, CAPTION_GAP_PX), mask=grid)
     draw = ImageDraw.Draw(canvas)
     for row, (caption, _) in enumerate(strips):
         middle = CAPTION_GAP_PX + row * (tile + GRID_GAP_PX) + tile // 2
-        draw.text((left - CAPTION_GAP_PX, middle), caption, fill=_INK, font=font, anchor="rm")
+        draw.text((left - CAPTION_GAP_PX, middle), caption, fill=INK, font=font, anchor="rm")
     return canvas
+
+
+def caption_font(size_px: int) -> ImageFont.FreeTypeFont:
+    """Return the typeface of captions; it comes with matplotlib, so no picture depends on what is installed."""
+    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size_px)
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -133,7 +137,7 @@ class _Point:
 
     @property
     def colour(self) -> str:
-        return _MUTED if self.copies else _BEST if self.best else _INK
+        return MUTED if self.copies else BEST if self.best else INK
 
     @property
     def label(self) -> str:
@@ -214,7 +218,7 @@ def _draw(points: Sequence[_Point], cost: Quantity) -> Figure:
     axes.set(xlim=across.limits, ylim=up.limits)
     _draw_frame(axes, across, up, cost)
     front = [(across.position(point.cost), up.position(point.fid)) for point in _front(points)]
-    axes.plot(*zip(*front, strict=True), color=_MUTED, linewidth=1, dashes=(3, 3), zorder=2)
+    axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1, dashes=(3, 3), zorder=2)
     centres = _in_points(axes, [(across.position(point.cost), up.position(point.fid)) for point in points])
     for point, centre in zip(points, centres, strict=True):
         mark = Circle(centre, 3.8, facecolor="none" if point.copies else point.colour, edgecolor=point.colour)
@@ -227,23 +231,23 @@ def _draw(points: Sequence[_Point], cost: Quantity) -> Figure:
 def _draw_frame(axes: Axes, across: _LogAxis, up: _LogAxis, cost: Quantity) -> None:
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, pad=6, colors=_MUTED)
+    axes.tick_params(length=0, pad=6, colors=MUTED)
     x_ticks, y_ticks = across.tick_values(), up.tick_values()
     x_labels, y_labels = [_short(value, cost) for value in x_ticks], [f"{value:g}" for value in y_ticks]
     if across.has_zero:
-        axes.axvspan(across.limits[0], (across.zero + math.log10(across.low)) / 2, color=_BAND, linewidth=0)
+        axes.axvspan(across.limits[0], (across.zero + math.log10(across.low)) / 2, color=BAND, linewidth=0)
         x_ticks, x_labels = [0.0, *x_ticks], ["0", *x_labels]
         at = axes.transData + axes.figure.transFigure.inverted()
-        axes.figure.text(at.transform((across.zero, 0))[0], 0.012, "no network", color=_MUTED, ha="center")
+        axes.figure.text(at.transform((across.zero, 0))[0], 0.012, "no network", color=MUTED, ha="center")
     if up.has_zero:
         y_ticks, y_labels = [0.0, *y_ticks], ["0", *y_labels]
     axes.set_xticks([across.position(value) for value in x_ticks], x_labels)
     axes.set_yticks([up.position(value) for value in y_ticks], y_labels)
-    axes.grid(axis="y", color=_RULE, linewidth=0.8)
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     title = "FLOPs for one image" if cost.name.endswith("flops_per_image") else "network evaluations for one image"
-    axes.figure.text(0.98, 0.012, title, color=_MUTED, ha="right")
-    axes.figure.text(0.012, 0.945, "FID, lower is better", color=_MUTED)
+    axes.figure.text(0.98, 0.012, title, color=MUTED, ha="right")
+    axes.figure.text(0.012, 0.945, "FID, lower is better", color=MUTED)
 
 
 def _draw_labels(
@@ -261,7 +265,7 @@ def _draw_labels(
         nearest = (_clamped(centre[0], box.x, box.width), _clamped(centre[1], box.y, box.height))
         if math.dist(centre, nearest) > 2 * _LABEL_GAP_PT:
             leader = ConnectionPatch(centre, nearest, coordsA="figure points", coordsB="figure points")
-            leader.set(color=_MUTED, linewidth=0.7)
+            leader.set(color=MUTED, linewidth=0.7)
             axes.add_artist(leader)
 
 

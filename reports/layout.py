@@ -104,7 +104,8 @@ def legend(grids: Iterable[Grid]) -> list[Quantity]:
 def settings_by_generator(records: Iterable[Record]) -> dict[str, str]:
     """Return each generator's settings in words, those of its quality records if it has any."""
     settings: dict[str, str] = {}
-    for record in sorted(records, key=lambda record: quantity_of(record).room != "quality"):
+    of_all = (record for record in records if record.image_class is None)
+    for record in sorted(of_all, key=lambda record: quantity_of(record).room != "quality"):
         settings.setdefault(record.generator, SEPARATOR.join(settings_texts(record.settings)))
     return settings
 

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 SCHEMA_VERSION = 1
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
-NOT_IN_OLDER_FILES = ("interval",)
+NOT_IN_OLDER_FILES = ("interval", "image_class")
 REFERENCE_INPUT = "reference"
 """The name in `Record.inputs` under which the reference set's sha256 stands."""
 
@@ -23,8 +23,9 @@ class Record:
     `value` is None where the measurement gave no number. `settings` holds the generator's own choices
     (sampler, sampling_steps, guidance_scale, preset), `inputs` maps an input's name to its sha256, and
     `provenance` says what measured it: commit, dirty, versions, created (ISO 8601) and machine. `interval` may hold
-    `low`, `high`, `std_error` and the confidence `level` of the value, besides the `estimate` that they are around. A
-    field of the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
+    `low`, `high`, `std_error` and the confidence `level` of the value, besides the `estimate` that they are around.
+    `image_class` is the class whose images alone were measured, None for a number of all; tables leave out the former.
+    A field of the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -48,6 +49,7 @@ class Record:
     inputs: Mapping[str, str]
     provenance: Mapping[str, object]
     interval: Mapping[str, float] = field(default_factory=dict)
+    image_class: int | None = None
 
     def __post_init__(self) -> None:
         for name, hint in _field_types().items():

@@ -94,10 +94,15 @@ def measured_under(record: Record) -> MeasuredUnder:
 
 
 def comparable_groups(records: Iterable[Record]) -> dict[MeasuredUnder, tuple[Record, ...]]:
-    """Split records into groups whose quality may be compared, each with its generators' compute records."""
+    """Split records into groups whose quality may be compared, each with its generators' compute records.
+
+    Numbers of a single class are in none.
+    """
     quality: dict[MeasuredUnder, list[Record]] = defaultdict(list)
     compute = []
     for record in records:
+        if record.image_class is not None:
+            continue
         if quantity_of(record).room == "quality":
             quality[measured_under(record)].append(record)
         else:

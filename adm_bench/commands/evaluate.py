@@ -5,9 +5,15 @@ from typing import Any
 
 import click
 
-from adm_bench.commands.options import FILE, device_option, example, feature_weights_option
-
-DEFAULT_MEMORY_GB = 4.0
+from adm_bench.commands.options import (
+    FILE,
+    device_option,
+    example,
+    feature_weights_option,
+    features_option,
+    keeping_options,
+    preparation_options,
+)
 
 
 @click.command(
@@ -15,17 +21,13 @@ DEFAULT_MEMORY_GB = 4.0
         "adm-bench evaluate ref.npz samples.npz",
         "adm-bench evaluate ref.npz samples/ --metrics fid,recall,kid --json numbers.json",
         "adm-bench evaluate VIRTUAL_imagenet256_labeled.npz samples.npz --intervals",
+        "adm-bench evaluate ref.npz samples.npz --metrics fid,kid --per-class --json numbers.json",
         "torchrun --nproc-per-node 8 -m adm_bench evaluate ref.npz samples.npz",
     )
 )
 @click.argument("reference", type=FILE)
 @click.argument("samples", type=FILE)
-@click.option(
-    "--features",
-    "features_name",
-    metavar="NAME",
-    help="Feature network.  [default: what the reference says, or inception]",
-)
+@features_option
 @click.option(
     "--metrics",
     metavar="NAME,...",
@@ -37,18 +39,12 @@ DEFAULT_MEMORY_GB = 4.0
     help="Arithmetic of precision and recall.  [default: the protocol's; adm: fp16]",
 )
 @click.option("--intervals", "with_intervals", is_flag=True, help="Also 95 % intervals of FID, IS, precision, recall.")
-@click.option("--size", type=click.IntRange(min=1), help="Crop images to this size first, as ADM does.")
-@click.option("--convert", is_flag=True, help="Convert greyscale, palettes and transparency to RGB.")
+@click.option("--per-class", is_flag=True, help="Also FID and KID class by class; both sides need labels.")
+@preparation_options
 @click.option(
     "--skip-bad", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out up to N unreadable images."
 )
-@click.option(
-    "--memory-gb",
-    type=click.FloatRange(min=0),
-    default=DEFAULT_MEMORY_GB,
-    help="Features that stay in memory; more lie in a temporary file.",
-)
-@click.option("--no-cache", is_flag=True, help="Neither reuse features of the same images nor keep them.")
+@keeping_options
 @click.option("--json", "json_path", type=FILE, help="Also write every number with its circumstances to this file.")
 @click.option("--overwrite", is_flag=True, help="Replace the --json file.")
 @feature_weights_option
@@ -60,6 +56,7 @@ def command(
     metrics: str | None,
     pr_precision: Any,
     with_intervals: bool,
+    per_class: bool,
     size: int | None,
     convert: bool,
     skip_bad: int,
@@ -85,7 +82,7 @@ def command(
     from adm_bench.images.npz import NpzFile, read_identity
     from adm_bench.images.sources import open_image_set
     from adm_bench.ranks import joined_ranks
-    from adm_bench.records import Circumstances, evaluated
+    from adm_bench.records import Circumstances, evaluated, evaluated_by_class
     from adm_bench.references import Reference
     from adm_bench.weights_store import home
     from metrics.rows import MemoryBudget
@@ -108,7 +105,13 @@ def command(
             ranks=ranks,
         )
         evaluation = evaluate(
-            against, images, extraction, chosen, pr_precision=pr_precision, with_intervals=with_intervals
+            against,
+            images,
+            extraction,
+            chosen,
+            pr_precision=pr_precision,
+            with_intervals=with_intervals,
+            per_class=per_class,
         )
     if evaluation is None:
         return
@@ -118,6 +121,8 @@ def command(
         if metric.name in evaluation.intervals:
             interval = evaluation.intervals[metric.name]
             line += f"   {100 * interval.level:.0f} %: {interval.low:.6g} to {interval.high:.6g}"
+        click.echo(line)
+    for line in evaluation.class_table:
         click.echo(line)
     if json_path is not None:
         identity = read_identity(NpzFile(samples)) if samples.suffix == ".npz" and samples.is_file() else {}
@@ -131,5 +136,5 @@ def command(
             settings={"generator": made_by.get("generator"), **made_by.get("options", {}), **images.preparation},
             inputs={"samples": images.digest(), "reference": against.digest()},
         )
-        records = evaluated(evaluation, chosen, circumstances)
+        records = [*evaluated(evaluation, chosen, circumstances), *evaluated_by_class(evaluation, circumstances)]
         write_json(json_path, [json.loads(to_json_line(record)) for record in records])

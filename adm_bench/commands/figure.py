@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import click
 
+from adm_bench.commands.figures_of_samples import memorisation, neighbours
 from adm_bench.commands.options import (
     FILE,
     SamplingSteps,
@@ -82,16 +83,12 @@ class Request:
 
     def prepared(self, inputs: Sequence[Path | str], data: str | None = None) -> tuple[Path, dict[str, Any]]:
         """The weights file and the sampling options; InputError where the picture cannot go to --out."""
-        from adm_bench.errors import InputError
-        from adm_bench.files import check_new_file
+        from adm_bench.files import check_new_picture
         from adm_bench.runs import find_weights
 
         weights = find_weights(self.weights, "--weights")
-        if self.out.suffix != ".png":
-            raise InputError(f"--out {self.out}: a figure is a PNG; give it a name that ends in .png")
-        if data is not None and self.out.resolve().is_relative_to(Path(data).resolve()):
-            raise InputError(f"--out {self.out}: lies in the data set {data}; choose another place")
-        check_new_file(self.out, overwrite=self.overwrite, inputs=[weights, *inputs])
+        sources = [] if data is None else [data]
+        check_new_picture(self.out, overwrite=self.overwrite, inputs=[weights, *inputs], sources=sources)
         options = parse_changes(self.changes) | (self.sampling_steps or {})
         return weights, options if self.preset is None else options | {"preset": self.preset}
 
@@ -168,10 +165,12 @@ class InOrder(click.Group):
         "adm-bench figure interpolation --weights runs/adm --data digits --out b.png",
         "adm-bench figure guidance --weights runs/adm --classifier runs/cls --out c.png",
         "adm-bench figure temperature --weights runs/adm --of epsilon --out d.png",
+        "adm-bench figure neighbours digits samples.npz --features digits --out e.png",
+        "adm-bench figure memorisation digits samples.npz --features digits --out f.png",
     ),
 )
 def command() -> None:
-    """Draw what a diffusion model has learned.
+    """Draw what a diffusion model has learned, or whether samples repeat what it was trained on.
 
     Each kind writes one PNG and prints one line with what it measured.
     """
@@ -318,3 +317,7 @@ def temperature(
     )
     write_figure(exploration, request.out, request.scale_up)
     click.echo(f"{request.out}: {exploration.finding}")
+
+
+command.add_command(neighbours)
+command.add_command(memorisation)

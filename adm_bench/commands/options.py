@@ -9,6 +9,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 PRECISIONS = ("fp32", "bf16", "fp16")
+DEFAULT_MEMORY_GB = 4.0
 
 
 class SamplingSteps(click.ParamType[dict[str, object]]):
@@ -48,6 +49,35 @@ def feature_weights_option(command: F) -> F:
         help="Weights of the feature network.  [default, of inception and clean: $ADM_BENCH_INCEPTION, or what fetch "
         "got]",
     )(command)
+
+
+def features_option(command: F) -> F:
+    """`--features`."""
+    return click.option(
+        "--features",
+        "features_name",
+        metavar="NAME",
+        help="Feature network.  [default: what the first argument says, or inception]",
+    )(command)
+
+
+def preparation_options(command: F) -> F:
+    """`--size` and `--convert`: what is done to images before they are measured."""
+    size = click.option("--size", type=click.IntRange(min=1), help="Crop images to this size first, as ADM does.")
+    convert = click.option("--convert", is_flag=True, help="Convert greyscale, palettes and transparency to RGB.")
+    return size(convert(command))
+
+
+def keeping_options(command: F) -> F:
+    """`--memory-gb` and `--no-cache`: where features lie."""
+    memory = click.option(
+        "--memory-gb",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_MEMORY_GB,
+        help="Features that stay in memory; more lie in a temporary file.",
+    )
+    no_cache = click.option("--no-cache", is_flag=True, help="Neither reuse features of the same images nor keep them.")
+    return memory(no_cache(command))
 
 
 def seed_option(command: F) -> F:

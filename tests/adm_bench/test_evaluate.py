@@ -76,6 +76,72 @@ def test_everything_is_recorded(run: Run, reference: Path, folder: Path, tmp_pat
     assert {name for name, record in records.items() if record["interval"]} == {"fid", "is", "precision"}
 
 
+def test_classes_are_measured_alone(run: Run, reference: Path, tmp_path: Path) -> None:
+    samples, out = tmp_path / "gaussian.npz", tmp_path / "numbers.json"
+    run("sample", "gaussian", "--data", "digits", "--num", "300", "--out", samples, "--device", "cpu")
+    evaluate = ("evaluate", reference, samples, *QUICK, "--metrics", "fid", "--overwrite", "--json", out)
+    plain = run(*evaluate).stdout
+    alone = json.loads(out.read_text())
+    output = run(*evaluate, "--per-class").stdout
+    assert output.startswith(plain)
+    lines = output.removeprefix(plain).splitlines()
+    assert lines[0].split() == ["class", "n", "n_ref", "FID", "KID"]
+    assert lines[-1].startswith("* no more images than features")  # 30 samples a class, 64 features
+    rows = [line.split() for line in lines[1:-1]]
+    assert [row[0] for row in rows] == [str(digit) for digit in range(10)]
+    assert all(row[3].endswith("*") for row in rows)
+    whole, *classes = json.loads(out.read_text())
+    assert (whole["value"], whole["image_class"]) == (alone[0]["value"], None)
+    assert [(record["quantity"], record["image_class"]) for record in classes] == [
+        (name, digit) for digit in range(10) for name in ("fid", "kid")
+    ]
+    for row, fid, kid in zip(rows, classes[::2], classes[1::2], strict=True):
+        assert [int(row[1]), int(row[2])] == [fid["num_images"], fid["num_reference_images"]]
+        assert fid["num_images"] == 30
+        assert float(row[3][:-1]) == pytest.approx(fid["value"], rel=1e-5)
+        assert float(row[4]) == pytest.approx(kid["value"], rel=1e-5)
+        assert fid["settings"]["rank_deficient"]
+    # class 4 is what the same images give where there is nothing else
+    for path, source in ((tmp_path / "ours.npz", samples), (tmp_path / "theirs.npz", reference)):
+        with np.load(source) as arrays:
+            np.savez(path, arr_0=arrays["arr_0"][arrays["arr_1"] == 4])
+    fours = run(
+        "evaluate",
+        tmp_path / "theirs.npz",
+        tmp_path / "ours.npz",
+        *QUICK,
+        "--features",
+        "digits",
+        "--metrics",
+        "fid,kid",
+    )
+    expected = [classes[8]["value"], classes[9]["value"]]
+    assert list(numbers(fours.stdout).values()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_classes_need_labels_that_mean_the_same(
+    run: Run, refuse: Refuse, reference: Path, samples: Path, folder: Path, tmp_path: Path
+) -> None:
+    per_class = (*QUICK, "--features", "digits", "--metrics", "fid", "--per-class")
+    assert f"{folder}: the samples have no labels" in refuse("evaluate", reference, folder, *per_class)
+    assert f"{folder}: the reference has no labels" in refuse("evaluate", folder, samples, *per_class)
+    with np.load(reference) as arrays:
+        np.savez(tmp_path / "statistics.npz", mu=arrays["mu"], sigma=arrays["sigma"], adm_bench=arrays["adm_bench"])
+    assert "statistics only" in refuse("evaluate", tmp_path / "statistics.npz", samples, *per_class)
+    with np.load(samples) as arrays:
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    for root, dropped in (("all", None), ("few", 0)):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = tmp_path / root / f"{label}/{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if label != dropped:
+                Image.fromarray(image).save(path)
+    by_folder = run("evaluate", reference, tmp_path / "all", *per_class).stdout
+    assert len(by_folder.splitlines()) == 14
+    assert "ranks of folders" in refuse("evaluate", reference, tmp_path / "few", *per_class)
+    assert "ranks of folders" in refuse("evaluate", tmp_path / "all", tmp_path / "few", *per_class)
+
+
 def test_another_arithmetic_is_another_protocol(run: Run, reference: Path, samples: Path) -> None:
     evaluate = ("evaluate", reference, samples, *QUICK, "--metrics", "precision,recall")
     plain = run(*evaluate).stdout

@@ -60,6 +60,8 @@ def test_distances_of_a_figure_of_memorisation(pr_precision: PrPrecision) -> Non
     np.testing.assert_array_equal(found.indices, between.argmin(axis=1))
     np.testing.assert_allclose(found.of_reference, within.min(axis=1), rtol=1e-12)
     assert not found.of_samples[:20].any()
+    assert found.copied_share == 0.4
+    assert found.copies_up_to == pytest.approx(1e-3 * np.median(within.min(axis=1)), rel=0.05)
 
 
 def test_few_images_are_named(pr_precision: PrPrecision) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metrics.frechet import frechet_distance
+from metrics.frechet import frechet_distance, frechet_distance_of_few
 from metrics.kernel import kernel_distance
 from metrics.per_class import class_distances
 
@@ -32,3 +32,17 @@ def test_wrong_labels_are_named() -> None:
         class_distances(SAMPLES, REFERENCE_LABELS, REFERENCE, REFERENCE_LABELS)
     with pytest.raises(ValueError, match="no class with at least 2 samples"):
         class_distances(SAMPLES, LABELS + 20, REFERENCE, REFERENCE_LABELS)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (5, 40), (30, 30), (40, 5)])
+def test_few_rows_need_no_covariance(n: int, m: int) -> None:
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.normal(size=(n, 24)), rng.gamma(2, size=(m, 24))
+    moments = [part for rows in (ours, theirs) for part in (rows.mean(0), np.cov(rows, rowvar=False))]
+    assert frechet_distance_of_few(ours, theirs) == pytest.approx(frechet_distance(*moments), rel=1e-9)
+    assert frechet_distance_of_few(ours, ours) == pytest.approx(0, abs=1e-9)
+    found = class_distances(ours, np.zeros(n, int), theirs, np.zeros(m, int))[0]
+    assert found.fid == pytest.approx(frechet_distance(*moments), rel=1e-9)
+    assert found.rank_deficient == (min(n, m) <= 24)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        frechet_distance_of_few(ours[:1], theirs)

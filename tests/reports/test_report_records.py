@@ -82,9 +82,10 @@ def test_every_key_must_be_there(make_record: RecordMaker, name: str) -> None:
         from_json_line(json.dumps(content))
 
 
-def test_a_file_from_before_intervals_is_read(make_record: RecordMaker) -> None:
+@pytest.mark.parametrize("name", NOT_IN_OLDER_FILES)
+def test_a_file_from_before_a_field_is_read(make_record: RecordMaker, name: str) -> None:
     content = json.loads(to_json_line(make_record()))
-    del content["interval"]
+    del content[name]
     assert from_json_line(json.dumps(content)) == make_record()
 
 

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from reports.layout import compute_grid
 from reports.records import Record
+from reports.render import Report, render_csv, render_html, render_markdown
 from reports.tables import (
     best_in_column,
     comparable_groups,
@@ -176,3 +178,20 @@ def test_a_copier_is_not_crowned_for_its_cost_either(make_record: RecordMaker) -
 def test_nothing_measured_gives_empty_tables() -> None:
     assert quality_table([]).shape == (0, 8)
     assert compute_table([]).shape == (0, 9)
+
+
+def test_numbers_of_one_class_are_in_no_table(demo: Records, make_record: RecordMaker) -> None:
+    classes = tuple(
+        make_record("adm", name, 900.0 + label, image_class=label, settings={"rank_deficient": True})
+        for label in range(3)
+        for name in ("fid", "kid")
+    )
+    everything = (*classes, *demo)
+    assert comparable_groups(everything) == comparable_groups(demo)
+    assert comparable_groups(classes) == {}
+    assert compute_grid(everything) == compute_grid(demo)
+    report, with_classes = (Report(title="t", records=records) for records in (demo, everything))
+    for render in (render_markdown, render_csv):
+        assert render(with_classes) == render(report)
+    counted = render_html(with_classes).replace(f"from {len(everything)} records", f"from {len(demo)} records")
+    assert counted == render_html(report)
