@@ -8,7 +8,7 @@ from adm_bench.commands.options import example
 @click.command(
     epilog=example(
         "adm-bench fetch inception",
-        "adm-bench fetch inception --print-urls",
+        "adm-bench fetch dinov2 --print-urls",
         "adm-bench fetch inception --from weights-inception-2015-12-05-6726825d.pth",
     )
 )

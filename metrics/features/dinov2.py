@@ -24,7 +24,7 @@ INPUT_SIZE = 16 * PATCH_SIZE
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels, in 0 to 1, as the network was trained with."""
 
-ON_CPU, ELSEWHERE = 16, 64
+ON_CPU, ELSEWHERE = 4, 64
 """Images that pass the network at a time, which bounds the memory of its activations."""
 
 

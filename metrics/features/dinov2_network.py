@@ -8,6 +8,7 @@ defaults are ViT-L/14, 304 million parameters.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PATCH_SIZE = 14
 NORM_EPSILON = 1e-6
@@ -16,6 +17,12 @@ EXCESS = 0.1
 
 The ratio decides not only how many positions come out but also where each of them reads, so that 16 of them lie
 37 / 16.1 apart.
+"""
+
+EXACT_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+"""Of attention: the first serves float32 on CPUs only; elsewhere products of matrices do, which know of no TF32 here.
+
+The others of accelerators do not say what their products are.
 """
 
 
@@ -42,13 +49,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, tokens, width] to the same shape.
-
-        Written out, because the fused kernels of accelerators do not say whether their products are float32's.
-        """
+        """[B, tokens, width] to the same shape."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(2, 3), dim=-1)
-        attended: Tensor = self.proj((weights @ v).transpose(1, 2).flatten(2))
+        with sdpa_kernel(EXACT_KERNELS):
+            heads = F.scaled_dot_product_attention(q, k, v)
+        attended: Tensor = self.proj(heads.transpose(1, 2).flatten(2))
         return attended
 
 
