@@ -13,7 +13,7 @@ from adm_bench.images.encoded import EncodedImages
 from adm_bench.references import Reference
 from metrics.protocol import EvaluationProtocol, Features, Metric
 
-PUBLISHED_NUM_IMAGES = {"adm": 50_000, "clean": 50_000}
+PUBLISHED_NUM_IMAGES = {"adm": 50_000, "clean": 50_000, "dinov2": 50_000}
 """Samples behind published numbers, by protocol."""
 WELL_MIXED = 0.9
 """Share of the labels' entropy that splits of a shuffled file hold: above 0.98 even for 5,000 of 1,000 classes."""

@@ -24,7 +24,7 @@ from metrics.protocol import Features
 from metrics.statistics import FeatureSet, Moments
 
 INCEPTION_WIDTHS = {"mu": 2048, "mu_s": 2023}
-UNSTATED_FEATURES = {"inception": INCEPTION_WIDTHS, "clean": INCEPTION_WIDTHS}
+UNSTATED_FEATURES = {"inception": INCEPTION_WIDTHS, "clean": INCEPTION_WIDTHS, "dinov2": {"mu": 1024}}
 """Feature networks whose statistics other programs store without saying so, and the widths of these."""
 PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
@@ -171,5 +171,5 @@ def why_not_pickles(path: Path) -> str:
     return (
         f"{path}: is a pickle, which can run any program when it is opened, so it never is; where you trust it, "
         "convert it (EDM2's: python -c \"import pickle, numpy; s = pickle.load(open('ref.pkl', 'rb'))['fid']; "
-        "numpy.savez('ref.npz', mu=s['mu'], sigma=s['sigma'])\")"
+        "numpy.savez('ref.npz', mu=s['mu'], sigma=s['sigma'])\", and 'fd_dinov2' in place of 'fid' for features dinov2)"
     )

@@ -45,6 +45,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "torchscript": "metrics.features.torchscript:TorchScriptFeatures",
         "clean": "metrics.features.inception:CleanFeatures",
         "digits": "metrics.features.digits:DigitsFeatures",
+        "dinov2": "metrics.features.dinov2:DinoFeatures",
         "inception": "metrics.features.inception:InceptionFeatures",
     },
     "datasets": {"digits": "adm_bench.images.digits:open_digits"},

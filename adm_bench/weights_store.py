@@ -57,6 +57,15 @@ PUBLISHED: Mapping[str, PublishedWeights] = {
         variable="ADM_BENCH_INCEPTION",
         option="--inception-weights",
     ),
+    # Meta's own file. Digest and size are as many public records of it give them; Meta states neither.
+    "dinov2": PublishedWeights(
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        licence="Apache-2.0",
+        sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        num_bytes=1_217_586_395,
+        variable="ADM_BENCH_DINOV2",
+        option="--feature-weights",
+    ),
 }
 
 

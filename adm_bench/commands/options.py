@@ -46,8 +46,8 @@ def feature_weights_option(command: F) -> F:
         "--inception-weights",
         "weights",
         type=FILE,
-        help="Weights of the feature network.  [default, of inception and clean: $ADM_BENCH_INCEPTION, or what fetch "
-        "got]",
+        help="Weights of the feature network.  [default: $ADM_BENCH_INCEPTION (inception, clean) or $ADM_BENCH_DINOV2 "
+        "(dinov2), or what fetch got]",
     )(command)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metrics.features.float32 import exact_float32
+from metrics.features.images import require_rgb
 from metrics.features.inception_network import INPUT_SIZE, InceptionNetwork
 from metrics.features.resize import resize_like_clean_fid, resize_like_tensorflow
 from metrics.features.weights import load_strictly, weights_digest
@@ -59,7 +60,7 @@ class InceptionFeatures:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> FeatureBatch:
         """Return the features of uint8 images [B, 3, H, W]; anything else is a ValueError."""
-        _require_rgb(images)
+        require_rgb(images)
         in_stem, in_blocks = ON_CPU if self.device.type == "cpu" else ELSEWHERE
         with exact_float32():
             parts = [self._features(part.to(self.device), in_stem) for part in torch.split(images, in_blocks)]
@@ -94,11 +95,3 @@ class CleanFeatures(InceptionFeatures):
     def resized(self, images: Tensor) -> Tensor:
         """As in `InceptionFeatures`."""
         return resize_like_clean_fid(images, INPUT_SIZE)
-
-
-def _require_rgb(images: Tensor) -> None:
-    shape = tuple(images.shape)
-    if images.dtype != torch.uint8:
-        raise ValueError(f"found images of type {images.dtype}; expected torch.uint8 with values 0 to 255")
-    if images.ndim != 4 or shape[1] != 3 or 0 in shape:
-        raise ValueError(f"found images of shape {shape}; expected [batch, 3, height, width]")

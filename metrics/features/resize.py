@@ -1,7 +1,8 @@
-"""How images reach the 299 x 299 pixels of the Inception network: one function for each protocol."""
+"""How images reach the pixels of a feature network: one function for each protocol."""
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -44,3 +45,11 @@ def resize_like_clean_fid(images: Tensor, size: int) -> Tensor:
     resized = [Image.fromarray(each).resize((size, size), Image.Resampling.BICUBIC) for each in channels]
     stacked = np.stack([np.asarray(each) for each in resized]).clip(0, 255)
     return torch.from_numpy(stacked).reshape(*images.shape[:2], size, size).to(images.device)
+
+
+def resize_like_edm2(images: Tensor, size: int) -> Tensor:
+    """Resize uint8 [B, C, H, W] to float32 [B, C, size, size], about 0 to 255, as EDM2 does before DINOv2.
+
+    PyTorch's bicubic filter with antialiasing, neither rounded nor cut: it overshoots a little at edges.
+    """
+    return F.interpolate(images.float(), (size, size), mode="bicubic", align_corners=False, antialias=True)

@@ -220,6 +220,14 @@ def test_openais_references_are_taken_as_inceptions(
     assert reference.serves == frozenset({"pool_moments", "spatial_moments", "pool_rows"})
 
 
+def test_edm2_s_statistics_of_dinov2_are_taken(tmp_path: Path) -> None:
+    """What its `fd_dinov2` holds, converted as the refusal of pickles says."""
+    found = Reference.open(stored(tmp_path / "img512.npz", width=1024)).measure(
+        Extraction(features=Projected("dinov2", pool=1024)), FID_NEEDS
+    )
+    assert found.pool.mean.shape == (1024,)
+
+
 def test_an_unknown_number_of_images_is_no_number(tmp_path: Path) -> None:
     found = Reference.open(stored(tmp_path / "fid.npz")).measure(Extraction(features=Projected()), FID_NEEDS)
     with pytest.raises(ValueError, match="unknown number of images; nothing can be added"):
@@ -243,6 +251,7 @@ def test_mu_and_sigma_alone_serve_fid_only(tmp_path: Path) -> None:
     [
         (Projected(), 64, {}, r"mu has the shape \(64,\), but features inception are 2048"),
         (Projected(), 2048, spatial(768), r"mu_s has the shape \(768,\), but features inception are 2023"),
+        (Projected("dinov2"), 2048, {}, r"mu has the shape \(2048,\), but features dinov2 are 1024"),
         (SMALL, 12, {}, "does not say which features .* these are own"),
         (Projected(), 2048, {"sigma": np.eye(7)}, r"covariance of shape \(7, 7\)"),
         (Projected(), 2048, {"mu": np.zeros(2048, np.int64)}, "mu is int64; expected floating-point"),
@@ -268,6 +277,7 @@ def test_pickles_are_refused_unopened(refuse: Callable[..., str], samples: Path,
         line = refuse(*arguments)
         assert "is a pickle, which can run any program" in line
         assert "numpy.savez('ref.npz', mu=s['mu'], sigma=s['sigma'])" in line
+        assert "'fd_dinov2' in place of 'fid' for features dinov2" in line
     np.savez(tmp_path / "ref.npz", mu=np.array([{"a": 1}], dtype=object), sigma=np.zeros((1, 1)))
     with pytest.raises(InputError, match="Python objects, which are never loaded"):
         Reference.open(tmp_path / "ref.npz")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 
 from adm_bench import weights_store
 from adm_bench.errors import InputError
-from adm_bench.weights_store import PUBLISHED, fetch, find_weights, home
+from adm_bench.weights_store import PUBLISHED, PublishedWeights, fetch, find_weights, home
 
 CONTENT = b"weights " * 200_000
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
@@ -73,12 +74,17 @@ def _small(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
     monkeypatch.setattr(weights_store, "PUBLISHED", {"inception": small})
 
 
-def test_what_is_published_is_stated_consistently() -> None:
+@pytest.mark.parametrize("known", PUBLISHED.values(), ids=PUBLISHED)
+def test_what_is_published_is_stated_consistently(known: PublishedWeights) -> None:
+    assert known.path.name == known.url.rpartition("/")[2]
+    assert re.fullmatch("[0-9a-f]{64}", known.sha256)
+    assert known.url.startswith("https://")
+
+
+def test_the_inception_file_s_name_holds_its_digest() -> None:
     known = PUBLISHED["inception"]
     assert known.path.name == FILE_NAME
     assert known.sha256.startswith(known.path.stem.rpartition("-")[2])
-    assert len(known.sha256) == 64
-    assert known.url.startswith("https://")
 
 
 def test_home_is_documented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

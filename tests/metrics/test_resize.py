@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from metrics.features.resize import resize_like_clean_fid, resize_like_tensorflow
+from metrics.features.resize import resize_like_clean_fid, resize_like_edm2, resize_like_tensorflow
 from metrics.features.torchvision_import import import_torchvision
 
 SIZE = 299
@@ -78,7 +78,7 @@ def test_agrees_with_torch_fidelity(height: int, width: int, torch_fidelity: Any
 
 def test_an_image_of_the_network_s_size_stays_as_it_is() -> None:
     images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, 3, SIZE, SIZE), dtype=np.uint8))
-    for resize in (resize_like_tensorflow, resize_like_clean_fid):
+    for resize in (resize_like_tensorflow, resize_like_clean_fid, resize_like_edm2):
         assert torch.equal(resize(images, SIZE), images.float())
 
 
@@ -92,7 +92,17 @@ def test_agrees_with_clean_fid(height: int, width: int, golden_image: Image) -> 
     np.testing.assert_array_equal(as_image(resize_like_clean_fid(as_batch(image), SIZE)), other)
 
 
-@pytest.mark.parametrize("resize", [resize_like_tensorflow, resize_like_clean_fid])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 48), (500, 333)])
+def test_edm2_s_filter_is_pillow_s_before_it_is_cut(height: int, width: int, golden_image: Image) -> None:
+    images = as_batch(golden_image("edm2", height, width) // 128 * 255)
+    found, cut = resize_like_edm2(images, 224), resize_like_clean_fid(images, 224)
+    # Torch's places are float32's, within 500 / 2^24 pixels, and an edge is 255 levels high: 0.0076 of a level.
+    assert (found.clamp(0, 255) - cut).abs().max() < 1e-2
+    assert found.min() < 0
+    assert found.max() > 255
+
+
+@pytest.mark.parametrize("resize", [resize_like_tensorflow, resize_like_clean_fid, resize_like_edm2])
 def test_leaves_its_input_and_other_images_alone(resize: Callable[[Tensor, int], Tensor]) -> None:
     images = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (3, 3, 20, 30), dtype=np.uint8))
     before = images.clone()
