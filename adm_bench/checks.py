@@ -122,11 +122,16 @@ def _warnings(
             f"sFID come out higher, by a bias that goes as 1/n and is {published / len(samples):.3g} times that of "
             f"{published}, and precision and recall shift; compare with equal numbers only"
         )
-    if "is" in names and samples.labels is not None and len(samples) > protocol.inception_split_size:
-        mixed = label_mixing(samples.labels, protocol.inception_split_size)
+    try:
+        labels = samples.labels
+    except InputError as error:  # no metric of whole sets reads them
+        labels = None
+        yield f"labels are not used: {error}"
+    if "is" in names and labels is not None and len(samples) > protocol.inception_split_size:
+        mixed = label_mixing(labels, protocol.inception_split_size)
         if mixed < WELL_MIXED:
             yield (
-                f"labels are {'sorted by class' if is_sorted(samples.labels) else 'not shuffled'}: splits of "
+                f"labels are {'sorted by class' if is_sorted(labels) else 'not shuffled'}: splits of "
                 f"{protocol.inception_split_size} in file order hold {100 * mixed:.0f} % of the labels' entropy, so "
                 "the Inception Score in file order is meaningless; shuffle the samples"
             )

@@ -1,5 +1,6 @@
 """The command line: a group whose commands are imported when they are needed."""
 
+import errno
 import importlib
 import os
 from typing import Any
@@ -74,10 +75,15 @@ class LazyGroup(click.Group):
         except InputError as error:
             if ctx.params["debug"]:
                 raise
+            if os.environ.get("RANK", "0") != "0":  # the first process of torchrun says it, once
+                ctx.exit(BadInput.exit_code)
             raise BadInput(str(error)) from error
         except Exception as error:
             if ctx.params["debug"]:
                 raise
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                where = error.filename or "the disk"
+                raise BadInput(f"{where}: {error.strerror}; make room, or choose another place") from error
             message = f"internal failure: {type(error).__name__}: {' '.join(str(error).split())}"
             raise OurFailure(f"{message} (adm-bench --debug ... shows where)") from error
 

@@ -34,7 +34,9 @@ class Evaluation:
     features_sha256: str
     num_images: int
     num_reference_images: int | None
-    """None where the reference does not say."""
+    """Behind its statistics; None where the reference does not say."""
+    num_reference_rows: int
+    """Images of the reference that were at hand: what precision, recall and their like are of."""
     samples_sha256: str | None
     """None where it cannot be known beforehand."""
     warnings: tuple[str, ...]
@@ -140,8 +142,11 @@ def evaluate(
     for metric in metrics:
         with bad_input(f"{samples.name} against {reference.path}"):
             values[metric.name] = metric.compute(comparison)
-            if with_intervals and metric.name in INTERVALS:
+        if with_intervals and metric.name in INTERVALS:
+            try:
                 intervals[metric.name] = INTERVALS[metric.name](comparison)
+            except ValueError as error:  # the number itself stands without it
+                progress.say(f"no interval of {metric.label}: {error}")
     return Evaluation(
         values=values,
         intervals=intervals,
@@ -150,6 +155,7 @@ def evaluate(
         features_sha256=features.digest,
         num_images=len(samples),
         num_reference_images=known.known_num_images,
+        num_reference_rows=len(known.pool_rows),
         samples_sha256=checks.digest,
         warnings=checks.warnings,
         classes=() if labels is None else _by_class(comparison, *labels, f"{samples.name} against {reference.path}"),

@@ -4,24 +4,29 @@ A part is a fixed run of images, whatever the number of processes; the first pro
 So the numbers are the same, to the last bit on one kind of device, for one process or many, killed and repeated or not.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from adm_bench import progress
 from adm_bench.errors import bad_input
 from adm_bench.files import atomic_path, fingerprint
-from adm_bench.images.dataset import Images, ImageSet
+from adm_bench.images.dataset import Images, ImageSet, images_at_a_time
 from adm_bench.ranks import Ranks
 from metrics.protocol import Features
 from metrics.rows import MemoryBudget
 from metrics.statistics import FeatureBatch, FeatureSet
 
+LAYERS = ("pool", "spatial", "logits")
 PART_IMAGES = 1000
 BATCH_SIZE = 50
 """Divides a part, so that every image has the same companions in a batch, always."""
@@ -34,19 +39,21 @@ class Reader:
         self.images = images
         self._position = -1
         self._batches: Iterator[Images] = iter(())
-        self._left: Images | None = None
+        self._left: list[Images] = []
 
     def read(self, start: int, stop: int) -> Iterator[Images]:
-        """Images `start` to `stop` as uint8 (B, 3, H, W)."""
+        """Images `start` to `stop` as uint8 (B, 3, H, W), cut the same way wherever the set's own batches end."""
         if start != self._position:
-            self._batches, self._left = self.images.batches(BATCH_SIZE, start), None
+            self._batches, self._left = self.images.batches(BATCH_SIZE, start), []
         self._position = stop
         while start < stop:
-            batch = next(self._batches) if self._left is None else self._left
-            here, left = batch[: stop - start], batch[stop - start :]
-            self._left = left if len(left) else None
-            start += len(here)
-            yield here
+            count = min(images_at_a_time(BATCH_SIZE, self.images.image_shape), stop - start)
+            while sum(map(len, self._left)) < count:
+                self._left.append(next(self._batches))
+            joined = np.concatenate(self._left) if len(self._left) > 1 else self._left[0]
+            self._left = [joined[count:]] if len(joined) > count else []
+            start += count
+            yield joined[:count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +79,42 @@ class FeatureCache:
     def read(self, part: int) -> FeatureBatch | None:
         """A part's features, or None where there are none, or damaged ones, which are then made again."""
         try:
-            tensors = load_file(self._path(part))
+            with safe_open(self._path(part), framework="pt") as file:
+                stated = (file.metadata() or {}).get("tensors_sha256")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, SafetensorError):
             return None
-        return FeatureBatch(**{layer: tensors.get(layer) for layer in ("pool", "spatial", "logits")})  # type: ignore[arg-type]
+        if stated is None or stated != tensors_sha256(tensors):
+            return None
+        return FeatureBatch(**{layer: tensors.get(layer) for layer in LAYERS})  # type: ignore[arg-type]
 
     def write(self, part: int, batch: FeatureBatch) -> None:
         """Keep a part's features, if the disk allows; what cannot be kept is only slower next time."""
-        layers = {"pool": batch.pool, "spatial": batch.spatial, "logits": batch.logits}
-        about = {"about": json.dumps(self.about)}
+        layers = {layer: getattr(batch, layer) for layer in LAYERS}
+        tensors = {layer: rows.contiguous() for layer, rows in layers.items() if rows is not None}
+        stated = {"about": json.dumps(self.about), "tensors_sha256": tensors_sha256(tensors)}
         try:
             with atomic_path(self._path(part)) as temporary:
-                save_file(
-                    {name: rows.contiguous() for name, rows in layers.items() if rows is not None}, temporary, about
-                )
+                save_file(tensors, temporary, stated)
         except (OSError, SafetensorError) as error:
-            progress.say(f"{self.folder}: features are not kept ({error}); go on without, or see --no-cache")
+            _say_once(f"{self.folder}: features are not kept ({error}); going on without")
 
     def _path(self, part: int) -> Path:
         return self.folder / f"part_{part:06d}.safetensors"
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, types and values."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+@cache
+def _say_once(line: str) -> None:
+    progress.say(line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +159,9 @@ class Extraction:
         start = part * PART_IMAGES
         stop = min(start + PART_IMAGES, len(reader.images))
         made = [self.features(torch.from_numpy(images)) for images in reader.read(start, stop)]
-        layers = {
-            "pool": [batch.pool for batch in made],
-            "spatial": [batch.spatial for batch in made if batch.spatial is not None],
-            "logits": [batch.logits for batch in made if batch.logits is not None],
-        }
-        batch = FeatureBatch(**{layer: torch.cat(rows).cpu() if rows else None for layer, rows in layers.items()})  # type: ignore[arg-type]
-        if cache is not None and all(bool(torch.cat(rows).isfinite().all()) for rows in layers.values() if rows):
+        layers = {layer: [getattr(batch, layer) for batch in made] for layer in LAYERS}
+        joined = {layer: None if rows[0] is None else torch.cat(rows).cpu() for layer, rows in layers.items()}
+        batch = FeatureBatch(**joined)  # type: ignore[arg-type]
+        if cache is not None and all(bool(rows.isfinite().all()) for rows in joined.values() if rows is not None):
             cache.write(part, batch)
         return batch

@@ -36,7 +36,10 @@ class Ranks:
         `mine` is None where there is nothing left to do. InputError where another process has failed, with its message.
         """
         if not self.is_first:
-            _send(mine)
+            try:
+                _send(mine)
+            except RuntimeError as error:  # gloo's
+                raise InputError("the first process has ended; its own output says why") from error
             return
         if mine is not None:
             yield mine

@@ -36,7 +36,7 @@ def measured(values: Mapping[str, float], circumstances: Circumstances) -> list[
 
 def evaluated(evaluation: Evaluation, metrics: Sequence[Metric], circumstances: Circumstances) -> list[Record]:
     """Records of an evaluation's metrics."""
-    return [
+    records = [
         _record(
             metric.name,
             evaluation.values[metric.name],
@@ -45,6 +45,10 @@ def evaluated(evaluation: Evaluation, metrics: Sequence[Metric], circumstances: 
             evaluation=evaluation,
         )
         for metric in metrics
+    ]
+    return [
+        replace(record, num_reference_images=evaluation.num_reference_rows) if "pool_rows" in metric.needs else record
+        for record, metric in zip(records, metrics, strict=True)
     ]
 
 

@@ -127,13 +127,19 @@ def command(
     if json_path is not None:
         identity = read_identity(NpzFile(samples)) if samples.suffix == ".npz" and samples.is_file() else {}
         made_by = identity.get("generator", {})
+        told = {"warnings": list(evaluation.warnings)} if evaluation.warnings else {}
         circumstances = Circumstances(
             run="evaluate",
             generator=samples.stem,
             device=describe_device(features.device),
             seed=identity.get("seed"),
             world_size=ranks.size,
-            settings={"generator": made_by.get("generator"), **made_by.get("options", {}), **images.preparation},
+            settings={
+                "generator": made_by.get("generator"),
+                **made_by.get("options", {}),
+                **images.preparation,
+                **told,
+            },
             inputs={"samples": images.digest(), "reference": against.digest()},
         )
         records = [*evaluated(evaluation, chosen, circumstances), *evaluated_by_class(evaluation, circumstances)]

@@ -1,5 +1,6 @@
 """`adm-bench reference`."""
 
+import os
 from pathlib import Path
 
 import click
@@ -21,7 +22,12 @@ from adm_bench.commands.options import (
     )
 )
 @click.argument("data", metavar="DATA")
-@click.option("--features", "features_name", default="digits", metavar="NAME", help="Feature network.")
+@click.option(
+    "--features",
+    "features_name",
+    metavar="NAME",
+    help="Feature network.  [default: digits for the data set digits, otherwise inception]",
+)
 @click.option(
     "--size",
     type=click.IntRange(min=1),
@@ -39,7 +45,7 @@ from adm_bench.commands.options import (
 @overwrite_option
 def command(
     data: str,
-    features_name: str,
+    features_name: str | None,
     size: int | None,
     convert: bool,
     skip_bad: int,
@@ -58,13 +64,17 @@ def command(
     """
     from adm_bench import progress
     from adm_bench.devices import choose_device
+    from adm_bench.errors import InputError
     from adm_bench.evaluation import load_features
     from adm_bench.files import check_new_file
     from adm_bench.images.sources import open_image_set
     from adm_bench.reference_building import write_reference
 
     check_new_file(out, overwrite=overwrite, inputs=[data])
-    features = load_features(features_name, choose_device(device), weights)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("reference runs in one process; start it without torchrun")
+    chosen = features_name or ("digits" if data == "digits" else "inception")
+    features = load_features(chosen, choose_device(device), weights)
     images = open_image_set(data, size=size, convert=convert or size is not None, skip_bad=skip_bad)
     if images.lossy:
         progress.say(f"{data}: is stored with loss (JPEG or the like), which shows in every number against it")

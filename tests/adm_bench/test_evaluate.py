@@ -264,3 +264,43 @@ def test_a_generator_is_measured_without_a_file_in_between(run: Run, reference: 
     )
     assert found.values == pytest.approx({"fid": expected["FID"], "recall": expected["Recall"]}, rel=1e-5)
     assert found.num_images == 40
+
+
+def test_processes_say_what_is_wrong_once(reference: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "adm_bench"]
+    for arguments, expected in (
+        (("evaluate", reference, tmp_path / "nowhere"), "no such file or folder"),
+        (("reference", "digits", "--out", tmp_path / "ref.npz"), "runs in one process"),
+    ):
+        found = subprocess.run(
+            [*command, *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert found.returncode != 0
+        assert found.stderr.count(expected) == 1, found.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_do_not_fit_are_told_of(
+    run: Run, refuse: Refuse, reference: Path, samples: Path, tmp_path: Path
+) -> None:
+    with np.load(samples) as arrays:
+        np.savez(tmp_path / "bad.npz", arr_0=arrays["arr_0"], arr_1=arrays["arr_1"] + 0.5)
+    out = tmp_path / "numbers.json"
+    result = run("evaluate", reference, tmp_path / "bad.npz", *QUICK, "--metrics", "fid", "--json", out)
+    assert "labels are not used" in result.stderr
+    assert "labels are not used" in json.loads(out.read_text())[0]["settings"]["warnings"][0]
+    assert "labels" in refuse("evaluate", reference, tmp_path / "bad.npz", *QUICK, "--per-class")
+
+
+def test_a_number_whose_interval_cannot_be_had_stands(run: Run, reference: Path, tmp_path: Path) -> None:
+    with np.load(reference) as arrays:
+        images = np.resize(arrays["arr_0"], (5010, 8, 8, 3))
+    np.savez(tmp_path / "many.npz", arr_0=images)
+    out = run("evaluate", reference, tmp_path / "many.npz", *QUICK, "--metrics", "fid,is", "--intervals")
+    assert "no interval of IS" in out.stderr
+    assert "FID" in out.stdout
+    assert out.stdout.count("95 %") == 1

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adm_bench import extraction
 from adm_bench.errors import InputError
-from adm_bench.extraction import BATCH_SIZE, PART_IMAGES, Extraction
+from adm_bench.extraction import BATCH_SIZE, PART_IMAGES, Extraction, Reader
 from metrics.features.digits import DigitsFeatures
 from metrics.rows import MemoryBudget
 from metrics.statistics import NEEDS, FeatureBatch, FeatureSet
@@ -34,6 +36,10 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        return int(self.images.shape[2]), int(self.images.shape[3])
 
     def digest(self) -> str:
         return str(int(self.images.sum()))
@@ -107,15 +113,65 @@ def test_what_was_done_before_a_failure_is_kept(features: CountingFeatures, tmp_
     assert features.seen == 130 - 80 + 130
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00" * 100, None])
-def test_a_damaged_part_is_made_again(damage: bytes | None, features: CountingFeatures, tmp_path: Path) -> None:
+def cut(part: Path) -> None:
+    part.write_bytes(part.read_bytes()[:-7])
+
+
+def empty(part: Path) -> None:
+    part.write_bytes(b"")
+
+
+def zero(part: Path) -> None:
+    content = part.read_bytes()
+    part.write_bytes(content[:-500] + bytes(500))
+
+
+def rewrite(part: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    with safe_open(part, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(change(load_file(part)), part, metadata)
+
+
+def fewer_rows(part: Path) -> None:
+    rewrite(part, lambda tensors: {name: rows[:-1].contiguous() for name, rows in tensors.items()})
+
+
+def a_layer_less(part: Path) -> None:
+    rewrite(part, lambda tensors: {name: rows for name, rows in tensors.items() if name != "pool"})
+
+
+@pytest.mark.parametrize("damage", [cut, empty, zero, fewer_rows, a_layer_less])
+def test_a_damaged_part_is_made_again(
+    damage: Callable[[Path], None], features: CountingFeatures, tmp_path: Path
+) -> None:
     cached = Extraction(features=features, cache_root=tmp_path)
     plain = cached.measure(Source(), NEEDS, "test")
-    part = sorted(tmp_path.rglob("part_*.safetensors"))[1]
-    part.write_bytes(part.read_bytes()[:-7] if damage is None else damage)
+    damage(sorted(tmp_path.rglob("part_*.safetensors"))[1])
     features.seen = 0
     assert_same(cached.measure(Source(), NEEDS, "test"), plain)
     assert features.seen == 40
+
+
+def test_batches_are_cut_the_same_wherever_the_sets_own_end(features: CountingFeatures) -> None:
+    """As those of shards of 33 images do, whose batches begin anew in every shard."""
+
+    class Shards(Source):
+        def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Any]:  # noqa: ARG002
+            for shard in range(0, len(self), 33):
+                end = min(shard + 33, len(self))
+                for first in range(max(shard, start), end, batch_size):
+                    yield self.images[first : min(first + batch_size, end)]
+
+    def sizes(reader: Reader, *runs: tuple[int, int]) -> list[list[int]]:
+        return [[len(batch) for batch in reader.read(*run)] for run in runs]
+
+    runs = ((0, 40), (40, 80), (80, 120), (120, 130))
+    assert sizes(Reader(Shards()), *runs) == [[20, 20], [20, 20], [20, 20], [10]]
+    assert [sizes(Reader(Shards()), run)[0] for run in runs] == [[20, 20], [20, 20], [20, 20], [10]]
+    assert_same(
+        Extraction(features=features).measure(Shards(), NEEDS, "test"),
+        Extraction(features=features).measure(Source(), NEEDS, "test"),
+    )
 
 
 def test_rows_beyond_the_budget_change_nothing(features: CountingFeatures) -> None:

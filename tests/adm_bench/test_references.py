@@ -169,16 +169,17 @@ def test_the_command_crops_states_and_names_what_is_lossy(
     run: Callable[..., Any], refuse: Callable[..., str], folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "ref.npz"
-    result = run("reference", folder, "--size", "8", "--split", "val", "--out", out, "--device", "cpu")
+    options = ("--features", "digits", "--device", "cpu")
+    result = run("reference", folder, "--size", "8", "--split", "val", "--out", out, *options)
     assert "is stored with loss" in result.stderr
     assert "700 images" in result.stdout
     assert read_identity(NpzFile(out))["split"] == "val"
-    assert "found images of 10 x 7 pixels" in refuse("reference", folder, "--out", tmp_path / "no.npz")
+    assert "found images of 10 x 7 pixels" in refuse("reference", folder, "--out", tmp_path / "no.npz", *options)
     (tmp_path / "bad").mkdir()
     for index in range(4):
         Image.new("L", (8, 8), index * 20).save(tmp_path / f"bad/{index}.png")
     (tmp_path / "bad/4.png").write_bytes(b"no image")
-    arguments = ("reference", tmp_path / "bad", "--out", tmp_path / "bad.npz", "--device", "cpu")
+    arguments = ("reference", tmp_path / "bad", "--out", tmp_path / "bad.npz", *options)
     assert "4.png: not a readable image" in refuse(*arguments, "--convert")
     assert "is greyscale" in refuse(*arguments, "--skip-bad", "1")
     assert not list(tmp_path.glob("*.parts"))  # nothing was worth keeping
