@@ -62,9 +62,14 @@ class Header:
 
 
 def has_image_name(name: str) -> bool:
-    """Whether a "/"-separated name is that of an image, and not one of the shadows that macOS leaves in archives."""
+    """Whether a "/"-separated name is that of an image, of which no part is hidden."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._") and path.parts[0] != "__MACOSX"
+    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.parts))
+
+
+def is_hidden(part: str) -> bool:
+    """Whether a part of a name is of what programs leave behind: notebooks' checkpoints, macOS's shadows."""
+    return (part.startswith(".") and part != "..") or part == "__MACOSX"
 
 
 def read_header(content: bytes) -> Header:

@@ -264,10 +264,27 @@ def test_names_that_are_no_utf8_are_names(pixels: np.ndarray, tmp_path: Path) ->
     json.dumps(dict(skipping.preparation)).encode()
 
 
-def test_shadows_of_macos_and_other_files_are_no_images(pixels: np.ndarray, tmp_path: Path) -> None:
-    files = {"a.png": encoded(pixels[0]), "__MACOSX/._a.png": b"x", "b/._c.png": b"x", "notes.txt": b"x"}
-    assert len(open_image_set(in_zip(tmp_path / "set.zip", files))) == 1
-    assert len(open_image_set(in_folder(tmp_path / "set", files))) == 1
+def test_what_is_hidden_and_other_files_are_no_images(pixels: np.ndarray, tmp_path: Path) -> None:
+    image = encoded(pixels[0])
+    left_out = ("__MACOSX/._a.png", "b/._c.png", "b/.ipynb_checkpoints/0.png", ".trash/0.png", ".d.png", "notes.txt")
+    files = {"a.png": image, "b/c.d.png": image} | dict.fromkeys(left_out, image)
+    for path in (in_zip(tmp_path / "set.zip", files), in_folder(tmp_path / ".cache/set", files)):
+        found = open_image_set(path)
+        assert isinstance(found, EncodedImages)
+        assert found.store.names == ["a.png", "b/c.d.png"]
+
+
+@pytest.mark.parametrize("target", ["real", "gone", "set"])  # the last goes round in circles
+def test_links_to_folders_are_refused_and_others_followed(target: str, pixels: np.ndarray, tmp_path: Path) -> None:
+    real = in_folder(tmp_path / "real", {"x.png": encoded(pixels[1])})
+    root = in_folder(tmp_path / "set", {"cat/a.png": encoded(pixels[0]), ".hidden/b.png": b"x"})
+    (root / "cat/b.png").symlink_to(real / "x.png")
+    (root / ".hidden/c").symlink_to(real)
+    (tmp_path / "link").symlink_to(root)
+    assert len(open_image_set(tmp_path / "link")) == 2
+    (root / "dog").symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match=r"set/dog: is a link to a folder, or to nothing; .* remove the link$"):
+        open_image_set(root)
 
 
 @pytest.mark.parametrize(
