@@ -6,8 +6,8 @@ from pathlib import Path
 from adm_bench import registry
 from adm_bench.errors import InputError, bad_input
 from adm_bench.images.dataset import Dataset, ImageSet
-from adm_bench.images.decoding import Preparation
-from adm_bench.images.encoded import EncodedImages
+from adm_bench.images.decoding import Preparation, is_hidden
+from adm_bench.images.encoded import EncodedImages, printable
 from adm_bench.images.lmdb_store import LmdbStore, is_lmdb
 from adm_bench.images.npz import NpzFile
 from adm_bench.images.npz_images import NpzImages
@@ -65,11 +65,7 @@ def find(path: Path) -> Store | list[NpzFile]:
     if is_lmdb(path):
         return LmdbStore(path)
     if path.is_dir():
-        store = FolderStore(path)
-        shards = sorted(file for file in path.glob("*.npz") if file.is_file())
-        if not store.names and not shards:
-            raise NoImagesError(path)
-        return store if store.names else [NpzFile(shard) for shard in shards]
+        return _in_folder(path)
     if path.suffix == ".npz" and path.is_file():
         return [NpzFile(path)]
     if path.is_file() and zipfile.is_zipfile(path):
@@ -79,3 +75,24 @@ def find(path: Path) -> Store | list[NpzFile]:
     if path.exists():
         raise InputError(f"{path}: not a data set; expected {KINDS}")
     raise InputError(f"{path}: no such file or folder; expected {KINDS}")
+
+
+def _in_folder(path: Path) -> Store | list[NpzFile]:
+    store = FolderStore(path)
+    shards = sorted(file for file in path.glob("*.[nN][pP][zZ]") if file.is_file() and not is_hidden(file.name))
+    if not store.names and not shards:
+        raise NoImagesError(path)
+    if not shards:
+        return store
+    if store.names:
+        raise InputError(
+            f"{path}: holds images ({printable(store.names[0])}) and npz files ({shards[0].name}); expected one or the "
+            "other: give each a folder of its own, or name the npz file itself"
+        )
+    files = [NpzFile(shard) for shard in shards]
+    for file in files:
+        if "mu" in file:
+            raise InputError(
+                f"{file.path}: holds mu, so it is a reference, in a folder of samples; name the file itself, or move it"
+            )
+    return files

@@ -402,6 +402,21 @@ def test_shards_of_two_sizes_are_refused(tmp_path: Path) -> None:
         open_image_set(tmp_path)
 
 
+def test_folders_of_images_and_npz_files_and_of_samples_and_references_are_refused(
+    pixels: np.ndarray, tmp_path: Path
+) -> None:
+    root = in_shards(tmp_path / "set", pixels, np.zeros(24, int))
+    in_folder(root, {"._shard0.npz": b"x"})
+    (root / "shard2.npz").rename(root / "shard2.NPZ")
+    assert len(open_image_set(root)) == 24
+    np.savez(root / "ref.npz", pixels, mu=np.zeros(3))
+    with pytest.raises(InputError, match=r"set/ref.npz: holds mu, so it is a reference, in a folder of samples; "):
+        open_image_set(root)
+    in_folder(root, {"b/a.png": encoded(pixels[0])})
+    with pytest.raises(InputError, match=r"set: holds images \(b/a.png\) and npz files \(ref.npz\); expected one or"):
+        open_image_set(root)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
