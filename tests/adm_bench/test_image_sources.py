@@ -2,8 +2,10 @@
 
 import json
 import os
+import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -25,6 +27,7 @@ from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import IteratedImages
 from adm_bench.images.npz import NpzFile
 from adm_bench.images.sources import open_dataset, open_image_set
+from adm_bench.inspection import inspect
 
 NAMES = [f"{kind}/{index:02d}.png" for kind in ("cat", "dog") for index in range(12)]
 
@@ -198,6 +201,25 @@ def test_what_is_not_rgb_is_refused_unless_conversion_is_asked_for(mode: str, ex
         return
     converted = next(open_image_set(tmp_path, convert=True).batches(2))[1]
     np.testing.assert_array_equal(converted.transpose(1, 2, 0), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4)])
+def test_pngs_of_16_bits_are_refused_unless_conversion_is_asked_for(colour: int, channels: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (5, 4, channels), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 5, 16, colour, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    body = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    in_folder(tmp_path, {"b.png": b"\x89PNG\r\n\x1a\n" + body})
+    for go in (lambda images: images.digest(), lambda images: list(images.batches(2))):
+        with pytest.raises(InputError, match=r"b.png: has 16 bits a channel; expected RGB of 8: .*--convert"):
+            go(open_image_set(tmp_path))
+    converted = next(open_image_set(tmp_path, convert=True).batches(2))[0]
+    np.testing.assert_array_equal(converted.transpose(1, 2, 0), values[..., :3] >> 8)
+    assert inspect(tmp_path)["modes"] == {f"{'RGBA'[:channels]}, 16 bits a channel": 1}
 
 
 def damaged(root: Path, count: int, bad: tuple[int, ...]) -> Path:
