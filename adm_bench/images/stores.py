@@ -76,7 +76,7 @@ class FolderStore:
 
 
 class ZipStore:
-    """Members of a zip archive, never extracted. InputError where the archive is damaged."""
+    """Members of a zip archive, never extracted. InputError where the archive is damaged or holds no images."""
 
     kind = "a zip archive"
 
@@ -91,6 +91,10 @@ class ZipStore:
         found = [item for item in self.archive.infolist() if not item.is_dir() and has_image_name(item.filename)]
         self.members = sorted(found, key=lambda item: by_folder(item.filename))
         self.names = [item.filename for item in self.members]
+        if not self.names and any(name.endswith(".npy") for name in self.archive.namelist()):
+            raise InputError(f"{root}: holds arrays, as npz files do; if it is one, rename it to end in .npz")
+        if not self.names:
+            raise NoImagesError(root)
 
     def read(self, index: int) -> bytes:
         """See `Store`."""
