@@ -21,9 +21,9 @@ def open_dataset(source: str, image_size: int | None = None) -> Dataset:
     """What is trained on: a registered name, or a path as of `open_image_set`; squares in RGB, cropped as ADM does.
 
     `image_size` None takes the source's own size, of a folder and its like the first image's short side. npz files
-    are read into memory. InputError where there is nothing to read.
+    are read into memory. InputError where there is nothing to read, or where a registered name is a path here too.
     """
-    if source in registry.rows("datasets"):
+    if _is_registered(source):
         with bad_input(f"data set {source}"):
             dataset: Dataset = registry.load("datasets", source)(image_size)
             return dataset
@@ -50,14 +50,24 @@ def open_image_set(
 
     A folder of images at any depth or of npz files in sorted order, a zip archive of images, an LMDB, or an npz file
     in OpenAI's format. `size` asks for ADM's centre crop, `convert` for RGB of greyscale, palettes and transparency,
-    and `skip_bad` lets so many images be unreadable. InputError where there is nothing to read.
+    and `skip_bad` lets so many images be unreadable. InputError as of `open_dataset`.
     """
-    if str(source) in registry.rows("datasets"):
+    if _is_registered(source):
         return open_dataset(str(source), size)
     found = find(Path(source))
     if isinstance(found, list):
         return NpzImages(Path(source), found, size)
     return EncodedImages(found, Preparation(size=size, convert=convert), skip_bad=skip_bad)
+
+
+def _is_registered(source: str | Path) -> bool:
+    """Whether it names a data set; InputError where it may as well be a path, which as a Path "./digits" is too."""
+    if str(source) not in registry.rows("datasets"):
+        return False
+    if Path(source).exists():
+        kind = "folder" if Path(source).is_dir() else "file"
+        raise InputError(f"{source} is a data set and a {kind} here; give an absolute path, or rename the {kind}")
+    return True
 
 
 def find(path: Path) -> Store | list[NpzFile]:

@@ -439,6 +439,25 @@ def test_folders_of_images_and_npz_files_and_of_samples_and_references_are_refus
         open_image_set(root)
 
 
+def test_a_data_set_and_a_folder_of_one_name_are_told_apart(
+    pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(open_image_set("digits")) == len(open_image_set(Path("digits"))) == 1797
+    in_folder(tmp_path / "digits", {"a.png": encoded(pixels[0])})
+    for go in (open_image_set, lambda source: open_dataset(str(source))):
+        for source in ("digits", Path("./digits")):
+            with pytest.raises(InputError, match=r"^digits is a data set and a folder here; give an absolute path"):
+                go(source)
+        assert len(go(tmp_path / "digits")) == 1
+    assert len(open_image_set("./digits")) == 1
+    (tmp_path / "digits/a.png").unlink()
+    (tmp_path / "digits").rmdir()
+    (tmp_path / "digits").write_bytes(b"anything")
+    with pytest.raises(InputError, match="is a data set and a file here"):
+        open_image_set("digits")
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
