@@ -77,7 +77,7 @@ def survey_store(store: Store) -> dict[str, Any]:
             readable.append(index)
             pixels.add(image)
             counters["sizes"][f"{header.height} x {header.width}"] += 1
-            counters["modes"][header.mode] += 1
+            counters["modes"][f"{header.mode}, 16 bits a channel" if header.is_deep else header.mode] += 1
             counters["formats"][header.format] += 1
             lossy += header.lossy
     labels = read_labels(store)[1]

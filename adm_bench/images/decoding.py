@@ -19,6 +19,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 LARGEST_IMAGE_PIXELS = 2**26
 """8192 x 8192. What a header declares is checked before memory is taken for it."""
 LARGEST_FILE_BYTES = 2**28
+PNG_BIT_DEPTH = 24
+"""The byte of a PNG that says how many bits a channel has: after signature, length, "IHDR", width and height."""
 DEEP_MODES = ("I", "F")
 KINDS_OF_MODES = {
     "1": "black and white",
@@ -41,7 +43,8 @@ class Preparation:
     size: int | None = None
     """ADM's centre crop to this side; None takes images as they are, all of one size."""
     convert: bool = False
-    """Make RGB of greyscale, palettes and transparency (which is dropped) as Pillow does; False refuses them."""
+    """Make RGB of 8 bits of greyscale, palettes, transparency (which is dropped) and RGB of 16 bits, as Pillow does;
+    False refuses them."""
 
     def describe(self) -> dict[str, Any]:
         """As plain data; Pillow is named where it resizes."""
@@ -57,23 +60,34 @@ class Header:
     height: int
     mode: str
     """Pillow's: RGB, L (greyscale), P (palette), RGBA."""
+    is_deep: bool
+    """A PNG of 16 bits a channel, of which Pillow keeps the upper 8 and, for RGB, does not say so in its mode."""
     format: str
     lossy: bool
 
 
 def has_image_name(name: str) -> bool:
-    """Whether a "/"-separated name is that of an image, and not one of the shadows that macOS leaves in archives."""
+    """Whether a "/"-separated name is that of an image, of which no part is hidden."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._") and path.parts[0] != "__MACOSX"
+    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.parts))
+
+
+def is_hidden(part: str) -> bool:
+    """Whether a part of a name is of what programs leave behind: notebooks' checkpoints, macOS's shadows."""
+    return (part.startswith(".") and part != "..") or part == "__MACOSX"
 
 
 def read_header(content: bytes) -> Header:
     """What an encoded image declares, without decoding it; UnreadableImageError."""
-    image = _opened(content)
+    return _header(_opened(content), content)
+
+
+def _header(image: Image.Image, content: bytes) -> Header:
     return Header(
         width=image.width,
         height=image.height,
         mode=image.mode,
+        is_deep=image.format == "PNG" and content[PNG_BIT_DEPTH : PNG_BIT_DEPTH + 1] == b"\x10",
         format=str(image.format),
         lossy=image.format == "JPEG" or (image.format == "WEBP" and content[12:16] != b"VP8L"),
     )
@@ -83,10 +97,10 @@ def decode(content: bytes, preparation: Preparation) -> Images:
     """Pixels of an encoded image: uint8 (H, W, 3).
 
     UnreadableImageError where it is damaged or too large, another ValueError where it is not RGB and
-    conversion is not asked for, or has more than 8 bits a channel.
+    conversion is not asked for, or has more than 8 bits a channel; of RGB of 16 bits, conversion keeps the upper 8.
     """
     image = _opened(content)
-    _require_mode(image.mode, preparation)
+    require_taken(_header(image, content), preparation)
     try:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         # A copy: what Pillow decodes into may be shared, and is not writable.
@@ -97,12 +111,14 @@ def decode(content: bytes, preparation: Preparation) -> Images:
 
 def require_taken(header: Header, preparation: Preparation) -> None:
     """ValueError where `decode` would refuse an image for what it declares."""
-    _require_mode(header.mode, preparation)
-
-
-def _require_mode(mode: str, preparation: Preparation) -> None:
+    mode = header.mode
     if mode.partition(";")[0] in DEEP_MODES:
         raise ValueError(f"has more than 8 bits a channel (Pillow's mode {mode}); expected RGB of 8: convert it first")
+    if header.is_deep and not preparation.convert:
+        raise ValueError(
+            "has 16 bits a channel; expected RGB of 8: convert it, or ask for conversion (--convert), which drops the "
+            "lower 8"
+        )
     if mode != "RGB" and not preparation.convert:
         raise ValueError(
             f"is {KINDS_OF_MODES.get(mode, mode)}; expected RGB: convert it, or ask for conversion (--convert)"

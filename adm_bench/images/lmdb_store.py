@@ -7,7 +7,7 @@ from typing import Any
 
 from adm_bench.errors import InputError
 from adm_bench.images.decoding import UnreadableImageError
-from adm_bench.images.stores import require_bounded
+from adm_bench.images.stores import NoImagesError, require_bounded
 
 DATA_FILE = "data.mdb"
 SUFFIXES = (".mdb", ".lmdb")
@@ -22,7 +22,7 @@ class LmdbStore:
     """`adm_bench.images.stores.Store` of an LMDB, opened for reading only, without a lock file.
 
     LMDB maps its file into memory and trusts it; a truncated one is refused, but do not open one that a stranger
-    may have forged. InputError where the package lmdb is absent or the file damaged.
+    may have forged. InputError where the package lmdb is absent, or the file damaged or empty.
     """
 
     kind = "an LMDB"
@@ -50,6 +50,8 @@ class LmdbStore:
         with self.environment.begin() as transaction:
             self.keys = list(transaction.cursor().iternext(keys=True, values=False))
         self.names = [os.fsdecode(key) for key in self.keys]
+        if not self.names:
+            raise NoImagesError(root)
 
     def read(self, index: int) -> bytes:
         """See `Store`."""

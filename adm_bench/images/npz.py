@@ -6,6 +6,7 @@ Images are read from inside the zip and written into it batch by batch, so memor
 import io
 import json
 import math
+import reprlib
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,18 @@ IMAGES_KEY = "arr_0"
 LABELS_KEY = "arr_1"
 IDENTITY_KEY = "adm_bench"
 """A JSON text in which our own files say what they are; other readers leave it alone."""
+IDENTITY_TYPES: Mapping[str, tuple[type, str]] = {
+    "data_sha256": (str, "a text"),
+    "features": (str, "a text"),
+    "features_sha256": (str, "a text"),
+    "generator": (dict, "an object"),
+    "lossy": (bool, "true or false"),
+    "num_images": (int, "an integer"),
+    "plan_sha256": (str, "a text"),
+    "result": (dict, "an object"),
+    "seed": (int, "an integer"),
+}
+"""What is read of it, the JSON type in words; besides, `image_size` is one side or [height, width]."""
 WHOLE_ARRAY_BUDGET_BYTES = 2**30
 """What an array may take that is loaded whole: labels and statistics. Images are streamed."""
 CHUNK_BYTES = 2**22
@@ -211,14 +224,35 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
 
 
 def read_identity(file: NpzFile) -> dict[str, Any]:
-    """What a file of ours says it is; empty for anybody else's. InputError where it cannot be read."""
+    """What a file of ours says it is; empty for anybody else's.
+
+    InputError where it cannot be read, or is of other types than `IDENTITY_TYPES`.
+    """
     if IDENTITY_KEY not in file:
         return {}
     with bad_input(file.path):
-        identity = json.loads(str(file.load(IDENTITY_KEY)))
-        if not isinstance(identity, dict):
-            raise ValueError(f"{IDENTITY_KEY} is {identity!r}; expected a JSON object")  # noqa: TRY004  a file's content
-        return identity
+        try:
+            identity = json.loads(str(file.load(IDENTITY_KEY)))
+        except RecursionError as error:
+            raise ValueError(f"{IDENTITY_KEY} is nested too deeply; expected a JSON object") from error
+        _require(isinstance(identity, dict), IDENTITY_KEY, identity, "a JSON object")
+        for key, (kind, words) in IDENTITY_TYPES.items():
+            if key in identity:
+                _require(type(identity[key]) is kind, f"{IDENTITY_KEY}'s {key}", identity[key], words)
+        options = identity.get("generator", {}).get("options", {})
+        _require(isinstance(options, dict), f"{IDENTITY_KEY}'s options of the generator", options, "an object")
+        if "image_size" in identity:
+            size = identity["image_size"]
+            sides = size if isinstance(size, list) and len(size) == 2 else [size]
+            good = all(type(side) is int and side > 0 for side in sides)
+            _require(good, f"{IDENTITY_KEY}'s image_size", size, "a side in pixels, or [height, width]")
+        return dict(identity)
+
+
+def _require(good: bool, name: str, found: object, expected: str) -> None:
+    """ValueError where what a file states is not good."""
+    if not good:
+        raise ValueError(f"{name} is {reprlib.repr(found)}; expected {expected}")
 
 
 def write_samples(

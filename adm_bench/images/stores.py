@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adm_bench.errors import InputError
-from adm_bench.images.decoding import LARGEST_FILE_BYTES, SUFFIXES, UnreadableImageError, has_image_name
+from adm_bench.images.decoding import LARGEST_FILE_BYTES, SUFFIXES, UnreadableImageError, has_image_name, is_hidden
 
 LABELS_FILE = "dataset.json"
 """Where EDM's and StyleGAN's data sets keep their labels."""
@@ -38,13 +38,13 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """Files under a folder, at any depth."""
+    """Files under a folder, at any depth. InputError where a part of it cannot be read, or is a link to a folder."""
 
     kind = "a folder"
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.names = sorted((name for name in _names_under(root) if has_image_name(name)), key=by_folder)
+        self.names = sorted(_images_under(root), key=by_folder)
 
     def read(self, index: int) -> bytes:
         """See `Store`."""
@@ -76,7 +76,7 @@ class FolderStore:
 
 
 class ZipStore:
-    """Members of a zip archive, never extracted. InputError where the archive is damaged."""
+    """Members of a zip archive, never extracted. InputError where the archive is damaged or holds no images."""
 
     kind = "a zip archive"
 
@@ -91,6 +91,10 @@ class ZipStore:
         found = [item for item in self.archive.infolist() if not item.is_dir() and has_image_name(item.filename)]
         self.members = sorted(found, key=lambda item: by_folder(item.filename))
         self.names = [item.filename for item in self.members]
+        if not self.names and any(name.endswith(".npy") for name in self.archive.namelist()):
+            raise InputError(f"{root}: holds arrays, as npz files do; if it is one, rename it to end in .npz")
+        if not self.names:
+            raise NoImagesError(root)
 
     def read(self, index: int) -> bytes:
         """See `Store`."""
@@ -137,13 +141,27 @@ def require_bounded(num_bytes: int) -> None:
         raise UnreadableImageError(f"has {num_bytes} bytes; expected at most {LARGEST_FILE_BYTES}")
 
 
-def _names_under(root: Path) -> Iterator[str]:
+def _images_under(root: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); its images would be missing") from error
 
     start = len(str(root / "x")) - 1
-    for folder, _, names in os.walk(root, onerror=refuse):
-        yield from (os.path.join(folder, name)[start:] for name in names)  # noqa: PTH118  a million Paths are slow
+    for folder, inner, names in os.walk(root, onerror=refuse):
+        inner[:] = (name for name in inner if not is_hidden(name))
+        others = list(inner)
+        for name in names:
+            path = os.path.join(folder, name)  # noqa: PTH118  a million Paths are slow
+            if has_image_name(path[start:]):
+                yield path[start:]
+            elif not is_hidden(name):
+                others.append(name)
+        # Links to folders may go round in circles, and a broken one may have been a folder's.
+        for linked in (path for path in (Path(folder, name) for name in others) if path.is_symlink()):
+            if not linked.is_file():
+                raise InputError(
+                    f"{linked}: is a link to a folder, or to nothing; its images would be missing: put the folder "
+                    "itself there, or remove the link"
+                )
 
 
 class NoImagesError(InputError):

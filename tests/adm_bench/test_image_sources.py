@@ -2,8 +2,10 @@
 
 import json
 import os
+import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -25,6 +27,7 @@ from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import IteratedImages
 from adm_bench.images.npz import NpzFile
 from adm_bench.images.sources import open_dataset, open_image_set
+from adm_bench.inspection import inspect
 
 NAMES = [f"{kind}/{index:02d}.png" for kind in ("cat", "dog") for index in range(12)]
 
@@ -200,6 +203,25 @@ def test_what_is_not_rgb_is_refused_unless_conversion_is_asked_for(mode: str, ex
     np.testing.assert_array_equal(converted.transpose(1, 2, 0), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4)])
+def test_pngs_of_16_bits_are_refused_unless_conversion_is_asked_for(colour: int, channels: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (5, 4, channels), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 5, 16, colour, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    body = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    in_folder(tmp_path, {"b.png": b"\x89PNG\r\n\x1a\n" + body})
+    for go in (lambda images: images.digest(), lambda images: list(images.batches(2))):
+        with pytest.raises(InputError, match=r"b.png: has 16 bits a channel; expected RGB of 8: .*--convert"):
+            go(open_image_set(tmp_path))
+    converted = next(open_image_set(tmp_path, convert=True).batches(2))[0]
+    np.testing.assert_array_equal(converted.transpose(1, 2, 0), values[..., :3] >> 8)
+    assert inspect(tmp_path)["modes"] == {f"{'RGBA'[:channels]}, 16 bits a channel": 1}
+
+
 def damaged(root: Path, count: int, bad: tuple[int, ...]) -> Path:
     rng = np.random.default_rng(1)
     files = {f"{index:05d}.png": encoded(rng.integers(0, 256, (6, 6, 3), np.uint8)) for index in range(count)}
@@ -264,10 +286,27 @@ def test_names_that_are_no_utf8_are_names(pixels: np.ndarray, tmp_path: Path) ->
     json.dumps(dict(skipping.preparation)).encode()
 
 
-def test_shadows_of_macos_and_other_files_are_no_images(pixels: np.ndarray, tmp_path: Path) -> None:
-    files = {"a.png": encoded(pixels[0]), "__MACOSX/._a.png": b"x", "b/._c.png": b"x", "notes.txt": b"x"}
-    assert len(open_image_set(in_zip(tmp_path / "set.zip", files))) == 1
-    assert len(open_image_set(in_folder(tmp_path / "set", files))) == 1
+def test_what_is_hidden_and_other_files_are_no_images(pixels: np.ndarray, tmp_path: Path) -> None:
+    image = encoded(pixels[0])
+    left_out = ("__MACOSX/._a.png", "b/._c.png", "b/.ipynb_checkpoints/0.png", ".trash/0.png", ".d.png", "notes.txt")
+    files = {"a.png": image, "b/c.d.png": image} | dict.fromkeys(left_out, image)
+    for path in (in_zip(tmp_path / "set.zip", files), in_folder(tmp_path / ".cache/set", files)):
+        found = open_image_set(path)
+        assert isinstance(found, EncodedImages)
+        assert found.store.names == ["a.png", "b/c.d.png"]
+
+
+@pytest.mark.parametrize("target", ["real", "gone", "set"])  # the last goes round in circles
+def test_links_to_folders_are_refused_and_others_followed(target: str, pixels: np.ndarray, tmp_path: Path) -> None:
+    real = in_folder(tmp_path / "real", {"x.png": encoded(pixels[1])})
+    root = in_folder(tmp_path / "set", {"cat/a.png": encoded(pixels[0]), ".hidden/b.png": b"x"})
+    (root / "cat/b.png").symlink_to(real / "x.png")
+    (root / ".hidden/c").symlink_to(real)
+    (tmp_path / "link").symlink_to(root)
+    assert len(open_image_set(tmp_path / "link")) == 2
+    (root / "dog").symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match=r"set/dog: is a link to a folder, or to nothing; .* remove the link$"):
+        open_image_set(root)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +422,40 @@ def test_shards_of_two_sizes_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", np.zeros((2, 4, 5, 3), np.uint8))
     with pytest.raises(InputError, match=r"b.npz: images are 4 x 5, but those of .*a.npz are 4 x 4"):
         open_image_set(tmp_path)
+
+
+def test_folders_of_images_and_npz_files_and_of_samples_and_references_are_refused(
+    pixels: np.ndarray, tmp_path: Path
+) -> None:
+    root = in_shards(tmp_path / "set", pixels, np.zeros(24, int))
+    in_folder(root, {"._shard0.npz": b"x"})
+    (root / "shard2.npz").rename(root / "shard2.NPZ")
+    assert len(open_image_set(root)) == 24
+    np.savez(root / "ref.npz", pixels, mu=np.zeros(3))
+    with pytest.raises(InputError, match=r"set/ref.npz: holds mu, so it is a reference, in a folder of samples; "):
+        open_image_set(root)
+    in_folder(root, {"b/a.png": encoded(pixels[0])})
+    with pytest.raises(InputError, match=r"set: holds images \(b/a.png\) and npz files \(ref.npz\); expected one or"):
+        open_image_set(root)
+
+
+def test_a_data_set_and_a_folder_of_one_name_are_told_apart(
+    pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(open_image_set("digits")) == len(open_image_set(Path("digits"))) == 1797
+    in_folder(tmp_path / "digits", {"a.png": encoded(pixels[0])})
+    for go in (open_image_set, lambda source: open_dataset(str(source))):
+        for source in ("digits", Path("./digits")):
+            with pytest.raises(InputError, match=r"^digits is a data set and a folder here; give an absolute path"):
+                go(source)
+        assert len(go(tmp_path / "digits")) == 1
+    assert len(open_image_set("./digits")) == 1
+    (tmp_path / "digits/a.png").unlink()
+    (tmp_path / "digits").rmdir()
+    (tmp_path / "digits").write_bytes(b"anything")
+    with pytest.raises(InputError, match="is a data set and a file here"):
+        open_image_set("digits")
 
 
 @pytest.mark.parametrize(

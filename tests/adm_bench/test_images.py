@@ -1,6 +1,7 @@
 """Data sets and files of images: what comes out is what went in, and crops are ADM's, byte for byte."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from adm_bench.images.dataset import TrainingOrder
 from adm_bench.images.digits import open_digits
 from adm_bench.images.npz import NpzFile, read_identity, write_samples
 from adm_bench.images.sources import open_dataset
+from adm_bench.references import Reference
 
 
 def golden_image(size: str) -> Image.Image:
@@ -91,6 +93,40 @@ def test_numpys_own_files_are_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.concatenate(list(file.batches(2))).transpose(0, 2, 3, 1), images)
         np.testing.assert_array_equal(file.labels(), np.arange(5))
         assert read_identity(file) == {}
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ('{"features": 5}', "adm_bench's features is 5; expected a text"),
+        ('{"features_sha256": 5}', "adm_bench's features_sha256 is 5; expected a text"),
+        ('{"data_sha256": null}', "adm_bench's data_sha256 is None; expected a text"),
+        ('{"image_size": "abc"}', r"image_size is 'abc'; expected a side in pixels, or \[height, width\]"),
+        ('{"image_size": []}', r"image_size is \[\]; expected a side"),
+        ('{"image_size": [8, 0]}', r"image_size is \[8, 0\]; expected a side"),
+        ('{"generator": "str"}', "adm_bench's generator is 'str'; expected an object"),
+        ('{"generator": {"options": [1]}}', r"adm_bench's options of the generator is \[1\]; expected an object"),
+        ('{"seed": "abc"}', "adm_bench's seed is 'abc'; expected an integer"),
+        ('{"seed": true}', "adm_bench's seed is True; expected an integer"),
+        ('{"num_images": 4.5}', "adm_bench's num_images is 4.5; expected an integer"),
+        ('{"lossy": "no"}', "adm_bench's lossy is 'no'; expected true or false"),
+        ('{"result": 1}', "adm_bench's result is 1; expected an object"),
+        ('{"plan_sha256": []}', r"adm_bench's plan_sha256 is \[\]; expected a text"),
+        ("[1]", r"adm_bench is \[1\]; expected a JSON object"),
+        ("[" * 100_000, "adm_bench is nested too deeply"),
+    ],
+)
+def test_what_a_file_states_of_itself_is_of_the_types_that_are_read(stated: str, expected: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", np.zeros((2, 8, 8, 3), np.uint8), mu=np.zeros(3), adm_bench=np.array(stated))
+    with pytest.raises(InputError, match=rf"^\S+set.npz: .*{expected}") as refused:
+        Reference.open(tmp_path / "set.npz")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_file_states_more_is_left_alone(tmp_path: Path) -> None:
+    stated = {"image_size": [8, 9], "seed": -1, "features": "mine", "notes": [1], "generator": {"options": {"a": None}}}
+    np.savez(tmp_path / "set.npz", np.zeros((2, 8, 9, 3), np.uint8), adm_bench=np.array(json.dumps(stated)))
+    assert read_identity(NpzFile(tmp_path / "set.npz")) == stated
 
 
 @pytest.mark.parametrize("labels", [np.arange(4), np.arange(5) / 2, np.arange(5) - 1])

@@ -96,6 +96,31 @@ def test_npz_files_are_surveyed(inspect: Inspect, reference: Path, tmp_path: Pat
     assert not {"sfid", "precision", "recall", "copied"} & set(serves["as_reference"])
 
 
+def test_archives_without_images_are_refused(refuse: Callable[..., str], tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", np.zeros((2, 4, 4, 3), np.uint8))
+    for name in ("set.NPZ", "set"):
+        (tmp_path / name).write_bytes((tmp_path / "set.npz").read_bytes())
+        assert "holds arrays, as npz files do; if it is one, rename it" in refuse("inspect", tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as archive:
+        archive.writestr("a.png", png(0))
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.write(tmp_path / "inner.zip", "inner.zip")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    with lmdb.open(str(tmp_path / "lmdb")):
+        pass
+    for name in ("outer.zip", "empty.zip", "lmdb"):
+        assert f"{name}: holds no images; expected files ending in .png" in refuse("inspect", tmp_path / name)
+
+
+def test_a_folder_in_which_nothing_is_readable_is_surveyed(inspect: Inspect, tmp_path: Path) -> None:
+    for name in ("cat/a.png", "dog/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"no image")
+    found = inspect(tmp_path)
+    assert (found["number"], found["range"], found["unreadable"]["number"]) == (0, None, 2)
+
+
 def metrics(*names: str) -> list[Metric]:
     return [registry.load("metrics", name) for name in names]
 
