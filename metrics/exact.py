@@ -22,7 +22,8 @@ PAIR_VALUES = 2**17
 def pair_distances(queries: Points, points: Points, numbers: Tensor, others: Tensor) -> Tensor:
     """Return |u - v|^2 of the rows of `queries` and of `points` at those int64 [p] places: float64 [p].
 
-    Differences are taken before they are squared, so it is symmetric and exact to rounding in the last place.
+    Differences are taken before they are squared: it is symmetric, exact to D units of 2^-53, and the same for a pair
+    wherever it is met. Different pairs that lie equally far apart may differ in the last places.
     """
     distances = np.empty(len(numbers))
     first, second = numbers.numpy(), others.numpy()
