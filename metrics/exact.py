@@ -1,18 +1,18 @@
 """Squared Euclidean distances between feature rows in float64, on the CPU: what every decision rests on."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.points import Points, Rows
+from metrics.points import Points
 
 ZERO_DISTANCE = 1e-12
 """Squared distances below this share of |u|^2 + |v|^2 are 0: what is left there is rounding of the features.
 
 Features that differ in the last bit of a float32 lie 1e-14 of their norms apart. So rows that are equal, or
 equal but for rounding, lie at exactly 0 and memberships do not hang on noise where a set holds duplicates.
+It is wider than that, as networks round more than once. So rows nearer to each other than 1e-6 of their distance to
+the origin are one: features like 1e6 +- 1 want their mean taken off first.
 """
 
 PAIR_VALUES = 2**17
@@ -22,7 +22,8 @@ PAIR_VALUES = 2**17
 def pair_distances(queries: Points, points: Points, numbers: Tensor, others: Tensor) -> Tensor:
     """Return |u - v|^2 of the rows of `queries` and of `points` at those int64 [p] places: float64 [p].
 
-    Differences are taken before they are squared, so it is symmetric and exact to rounding in the last place.
+    Differences are taken before they are squared: it is symmetric, exact to D units of 2^-53, and the same for a pair
+    wherever it is met. Different pairs that lie equally far apart may differ in the last places.
     """
     distances = np.empty(len(numbers))
     first, second = numbers.numpy(), others.numpy()
@@ -37,20 +38,21 @@ def pair_distances(queries: Points, points: Points, numbers: Tensor, others: Ten
     return found.masked_fill_(found < ZERO_DISTANCE * norms, 0)
 
 
-def distance_block(u: Rows, v: Rows) -> Tensor:
-    """Return all squared distances [n, m] of two blocks of rows, as |u|^2 - 2uv + |v|^2 in float64.
+def distance_bounds(queries: Points, points: Points, numbers: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return between what `pair_distances` lies for the rows of `queries` at `numbers` [n] with those at `others` [m].
 
-    It rounds by about D * 2^-53 of the norms: far below that of the float32 features.
+    It is two float64 [n, m], from |u|^2 - 2uv + |v|^2 in float64. Products, sums of squares and differences each err
+    by D units of 2^-53 at most, in whatever order they are summed (Higham 2002, section 3.1). Where the second is
+    0, so is the distance.
     """
-    first, second = (torch.from_numpy(np.array(rows, np.float64)) for rows in (u, v))
-    first_norms, second_norms = first.square().sum(dim=1), second.square().sum(dim=1)
-    sums = first_norms[:, None] + second_norms
-    distances = torch.addmm(sums, first, second.T, alpha=-2)
-    return distances.masked_fill_(distances < ZERO_DISTANCE * sums, 0)
-
-
-def distance_blocks(queries: Rows, points: Rows, block_rows: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the distances [queries, points] in blocks, each with its first row and column, row by row."""
-    for row in range(0, len(queries), block_rows):
-        for column in range(0, len(points), block_rows):
-            yield row, column, distance_block(queries[row : row + block_rows], points[column : column + block_rows])
+    first, second = queries.rows[numbers.numpy()], points.rows[others.numpy()]
+    u, v = (torch.from_numpy(np.asarray(rows, np.float64)) for rows in (first, second))
+    sums = u.square().sum(dim=1)[:, None] + v.square().sum(dim=1)
+    distances = torch.addmm(sums, u, v.T, alpha=-2)
+    error = 1.01 * (queries.width + 4) * 2.0**-53
+    errors = sums.mul_(2 * error)
+    lowest = (distances - errors).mul_(1 - error)
+    highest = distances.add_(errors).mul_(1 + error)
+    norms = queries.plain_norms[numbers].double()[:, None] + points.plain_norms[others]
+    zero = norms.mul_(ZERO_DISTANCE)
+    return lowest.masked_fill_(lowest < zero, 0), highest.masked_fill_(highest < zero, 0)

@@ -7,12 +7,12 @@ equation 1).
 import torch
 from torch import Tensor
 
-from metrics.exact import distance_block, pair_distances
+from metrics.exact import distance_bounds, pair_distances
 from metrics.points import Points, Rows
 from metrics.tiles import TILE_ROWS, Tile, Tiling
 
 DENSE_SHARE = 1 / 64
-"""Share of a tile's pairs from which all are computed again at once, and not one by one."""
+"""Share of a tile's pairs from which all are bounded in float64 at once, and what is left is computed one by one."""
 
 
 class BallCounts:
@@ -47,7 +47,7 @@ class BallCounts:
         unsure = (highest > inner * (1 - 2**-22)).nonzero().flatten()
         inside = torch.ones(len(rows), dtype=torch.bool)
         if len(unsure):
-            inside[unsure] = _exact_distances(tile, rows[unsure], columns[unsure]) <= edges[unsure]
+            inside[unsure] = _inside(tile, rows[unsure], columns[unsure], edges[unsure])
         self._count(tile, rows[inside], columns[inside])
 
     def _count(self, tile: Tile, rows: Tensor, columns: Tensor) -> None:
@@ -60,12 +60,21 @@ class BallCounts:
         in_columns[tile.columns] += torch.bincount(columns, minlength=tile.products.shape[1])
 
 
-def _exact_distances(tile: Tile, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the float64 squared distances of some pairs of a tile."""
+def _inside(tile: Tile, rows: Tensor, columns: Tensor, edges: Tensor) -> Tensor:
+    """Tell which pairs of a tile are no further apart than `edges`, float64 squared radii, all [p]: bool [p].
+
+    Radii are `pair_distances`, and often of the very pair that is asked about: no other rounding will do.
+    """
     queries, points = tile.queries, tile.points
-    if len(rows) > DENSE_SHARE * tile.products.numel():
-        return distance_block(queries.rows[tile.rows], points.rows[tile.columns])[rows, columns]
-    return pair_distances(queries, points, rows + tile.rows.start, columns + tile.columns.start)
+    numbers, others = rows + tile.rows.start, columns + tile.columns.start
+    if len(rows) <= DENSE_SHARE * tile.products.numel():
+        return pair_distances(queries, points, numbers, others) <= edges
+    every, other = torch.arange(tile.rows.start, tile.rows.stop), torch.arange(tile.columns.start, tile.columns.stop)
+    lowest, highest = (bounds[rows, columns] for bounds in distance_bounds(queries, points, every, other))
+    inside = highest <= edges
+    unsure = ((lowest <= edges) & ~inside).nonzero().flatten()
+    inside[unsure] = pair_distances(queries, points, numbers[unsure], others[unsure]) <= edges[unsure]
+    return inside
 
 
 def inside_manifold(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metrics.exact import distance_blocks, pair_distances
+from metrics.exact import distance_bounds, pair_distances
 from metrics.points import Points, Rows
 from metrics.tiles import TILE_ROWS, Tiling
 
@@ -70,18 +70,27 @@ class Candidates:
 
     def _searched(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Go through all points in float64, where rounding leaves open which are nearest."""
-        queries, points = self.queries.rows[rows.numpy()], self.points.rows
         distances = torch.full((len(rows), k), torch.inf, dtype=torch.float64)
         indices = torch.zeros(len(rows), k, dtype=torch.int64)
-        for _, column, block in distance_blocks(queries, points, TILE_ROWS):
-            if self.queries is self.points:
-                own = (rows >= column) & (rows < column + block.shape[1])
-                block[own, rows[own] - column] = torch.inf
-            where = torch.arange(column, column + block.shape[1]).expand_as(block)
+        for start in range(0, len(self.points), TILE_ROWS):
+            columns = torch.arange(start, min(start + TILE_ROWS, len(self.points)))
+            block = self._near(rows, columns, distances)
+            where = columns.expand_as(block)
             distances, indices = _first(torch.cat([distances, block], 1), torch.cat([indices, where], 1), k)
-        numbers = rows[:, None].expand_as(indices).flatten()
-        found = pair_distances(self.queries, self.points, numbers, indices.flatten())
-        return _first(found.view_as(indices), indices, k)
+        return distances, indices
+
+    def _near(self, rows: Tensor, columns: Tensor, nearest: Tensor) -> Tensor:
+        """Return the distances [n, m] of those that may come before the k `nearest` [n, k] so far, else infinity."""
+        lowest, highest = distance_bounds(self.queries, self.points, rows, columns)
+        if self.queries is self.points:
+            own = rows[:, None] == columns
+            lowest[own] = highest[own] = torch.inf
+        k = nearest.shape[1]
+        limit = torch.cat([nearest, highest], dim=1).kthvalue(k, dim=1, keepdim=True).values
+        block = torch.full_like(lowest, torch.inf).masked_fill_(highest == 0, 0)
+        near, where = ((lowest <= limit) & (highest > 0) & lowest.isfinite()).nonzero(as_tuple=True)
+        block[near, where] = pair_distances(self.queries, self.points, rows[near], columns[where])
+        return block
 
 
 def _first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,13 @@ from typing import Any
 import numpy as np
 import prdc
 import pytest
+import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.datasets import load_digits
 
 from metrics.comparison import Comparison
 from metrics.evaluation_protocol import EvaluationProtocol, PrPrecision
+from metrics.features.digits import DigitsFeatures
 from metrics.half import EVALUATOR_BLOCK
 from metrics.manifold_metrics import COVERAGE, DENSITY, F_SCORE, PRECISION, RECALL, ManifoldMetric
 from metrics.statistics import FeatureSet
@@ -226,6 +229,57 @@ def test_prdc_agrees(k: int) -> None:
     comparison = compared(ref, sample, neighbours=k, density_neighbours=k)
     ours = {metric.name: metric.compute(comparison) for metric in (PRECISION, RECALL, DENSITY, COVERAGE)}
     assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+def by_differences(ref: Rows, sample: Rows, k: int, dense_k: int) -> list[float]:
+    """Precision, recall, density and coverage from all distances, differences first, in float64."""
+
+    def squared(first: Rows, second: Rows) -> Rows:
+        distances: Rows = np.square(first[:, None].astype(np.float64) - second.astype(np.float64)).sum(axis=2)
+        return distances
+
+    # A row lies at 0 from itself, so that its k-th nearest other one stands at k.
+    within, between = np.sort(squared(ref, ref)), squared(ref, sample)
+    in_ball = between <= within[:, [dense_k]]
+    precision = (between <= within[:, [k]]).any(axis=0).mean()
+    recall = (between <= np.sort(squared(sample, sample))[:, k]).any(axis=1).mean()
+    return [precision, recall, in_ball.sum() / (dense_k * len(sample)), in_ball.any(axis=1).mean()]
+
+
+def assert_as_by_differences(ref: Rows, sample: Rows) -> None:
+    expected = by_differences(ref, sample, 3, 5)
+    for pr_precision in ("fp16", "fp32"):
+        comparison = compared(ref, sample, pr_precision=pr_precision)
+        found = [metric.compute(comparison) for metric in (PRECISION, RECALL, DENSITY, COVERAGE)]
+        first = 2 if pr_precision == "fp16" else 0  # precision and recall are the evaluator's there
+        assert found[first:] == pytest.approx(expected[first:], rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def digits_rows(digits_features: DigitsFeatures) -> Rows:
+    grey = torch.from_numpy(load_digits().images[:600] * (255 / 16)).to(torch.uint8)
+    rows: Rows = digits_features(grey[:, None].expand(-1, 3, -1, -1)).pool.numpy()
+    return rows
+
+
+@pytest.mark.parametrize("n", [6, 20, 30, 50, 60, 120, 600])
+def test_copies_of_the_reference_lie_on_its_rims(n: int, digits_rows: Rows) -> None:
+    """The k-th neighbour of a reference image is among the samples then: a tie, whatever share of a tile is open."""
+    ref = digits_rows[:n]
+    copies = ref[np.random.default_rng(n).permutation(n)]
+    if n > 6:
+        assert by_differences(ref, copies, 3, 5)[2] == pytest.approx(6 / 5)
+    assert_as_by_differences(ref, copies)
+    assert_as_by_differences(ref, copies[: n // 2 + 3])
+
+
+@pytest.mark.parametrize("n", [60, 500, 1500])
+@pytest.mark.parametrize("spread", [1e-5, 1e-4, 1e-2])
+def test_crowds_of_near_duplicates_lie_on_their_rims(n: int, spread: float) -> None:
+    rng = np.random.default_rng(n)
+    modes = np.abs(rng.normal(size=(6, 32)))
+    ref = (modes[rng.integers(0, 6, n)] + spread * rng.integers(0, 3, size=(n, 32))).astype(np.float32)
+    assert_as_by_differences(ref, ref[rng.integers(0, n, n)])
 
 
 def test_f_score_is_the_harmonic_mean(pr_input: Pair) -> None:

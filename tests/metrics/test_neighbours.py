@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from metrics.exact import distance_bounds, pair_distances
 from metrics.manifold import BallCounts, inside_manifold
 from metrics.neighbours import Candidates, nearest_neighbours, neighbours_within, squared_radii
 from metrics.points import Points
@@ -99,6 +100,47 @@ def test_what_float32_or_half_leave_open_is_computed_again(offset: float, *, in_
     np.testing.assert_array_equal(across.nearest(4).indices, np.argsort(between, axis=1)[:, :4])
     np.testing.assert_array_equal(counts.balls_at_point, (between <= radii.numpy()).sum(axis=1))
     np.testing.assert_array_equal(counts.points_in_ball, (between <= radii.numpy()).sum(axis=0))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-4])
+def test_radii_are_distances_of_pairs_to_the_last_bit(spread: float) -> None:
+    """Crowds leave open which of many points is the k-th; a radius from any other would miss its own pair."""
+    rng = np.random.default_rng(11)
+    modes = np.abs(rng.normal(size=(5, 48)))
+    rows = (modes[rng.integers(0, 5, 1300)] + spread * rng.integers(0, 3, size=(1300, 48))).astype(np.float32)
+    points = Points.of(rows)
+    first, second = (number.flatten() for number in torch.meshgrid(*[torch.arange(1300)] * 2, indexing="ij"))
+    distances = pair_distances(points, points, first, second).view(1300, 1300)
+    assert torch.equal(distances, distances.T)
+    near = nearest_neighbours(rows, rows, 7)
+    assert torch.equal(near.squared_distances, distances.sort(dim=1).values[:, :7])
+    assert torch.equal(near.squared_distances, distances.gather(1, near.indices))
+    distances.fill_diagonal_(torch.inf)
+    within = neighbours_within(rows, 5).squared_distances
+    assert torch.equal(within, distances.sort(dim=1).values[:, :5])
+    for k in (1, 5):
+        inside = BallCounts(points, points, within[:, k - 1], centres_in_rows=True)
+        for tile in Tiling(points, points).tiles():
+            inside.add(tile, tile.lower_bounds())
+        expected_counts = 1 + (distances <= within[:, [k - 1]]).sum(dim=1)
+        assert torch.equal(inside.points_in_ball, expected_counts)
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 2048])
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1e4])
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1.0])
+def test_bounds_hold_the_distances_of_pairs(width: int, offset: float, spread: float) -> None:
+    rng = np.random.default_rng(width)
+    rows = (offset + rng.integers(0, 3, size=(9, width)).repeat(4, axis=0)).astype(np.float32)
+    rows += (spread * rng.normal(size=rows.shape)).astype(np.float32)
+    points, every = Points.of(rows), torch.arange(36)
+    first, second = (number.flatten() for number in torch.meshgrid(every, every[5:], indexing="ij"))
+    exact = pair_distances(points, points, first, second).view(36, 31)
+    lowest, highest = distance_bounds(points, points, every, every[5:])
+    assert (lowest <= exact).all()
+    assert (exact <= highest).all()
+    if not spread:
+        assert not highest[exact == 0].any()
 
 
 def test_a_set_with_itself_takes_half_the_products(clouds: Pair) -> None:
