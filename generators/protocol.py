@@ -1,12 +1,13 @@
 """What a generator is to the harness. Nothing is inherited: a plug-in is any class of these shapes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TrainingSet = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
 """Starts one pass over the training images: batches of (uint8 NCHW, int64 labels or None)."""
@@ -96,6 +97,67 @@ class Described(Protocol):
         """Every setting, resolved, as plain data."""
 
 
+class Parallel(Protocol):
+    """The processes that train one network together, as a trainer sees them; a single process is one too.
+
+    Methods that say so are collective: every process calls them, in one order.
+    """
+
+    rank: int
+    size: int
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """What to call instead of the network: gradients are means over all processes after `backward`. Collective.
+
+        Called once, before an optimizer is made: the network's parameters may become shards of what they were.
+        """
+
+    def accumulating(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Inside, `backward` adds to this process's gradients alone; the next one outside averages their sum."""
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(N, ...) of each process, joined in the order of ranks: (size * N, ...), the same everywhere. Collective."""
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A parameter, or what is kept beside one, as it is without shards. Collective."""
+
+    def copy(self, whole: Tensor, into: Tensor) -> None:
+        """Fill a parameter, or what is kept beside one, with this process's share of a whole tensor. Collective."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """A process's share of the images of one step."""
+
+    step: int
+    """Counted from 0."""
+    images: Tensor
+    """uint8 (B, 3, H, W), cropped and flipped."""
+    labels: Tensor | None
+    """int64 (B,)."""
+    seeds: Sequence[int]
+    """One an image: the timestep and the noise of an image are drawn from its seed alone, on whatever process."""
+
+
+class Mean(NamedTuple):
+    """A mean that more can be added to."""
+
+    total: float
+    count: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a step was, the same on all processes."""
+
+    means: Mapping[str, Mean]
+    """Over the images of all processes: `loss` among them; a log adds up several steps."""
+    values: Mapping[str, float]
+    """As they are at this step: `learning_rate`, `grad_norm`."""
+    skipped: str | None = None
+    """Why nothing was learned (a loss or gradients that are not finite), or None."""
+
+
 @runtime_checkable
 class Trainable(Protocol):
     """Learns from batches, and can be put away and taken up again exactly where it was."""
@@ -103,20 +165,21 @@ class Trainable(Protocol):
     Config: ClassVar[type[Any]]
     """Frozen dataclass of everything that decides the result; its `training` part has the loop's share."""
 
-    def __init__(self, config: Any, device: torch.device, precision: str) -> None:
+    def __init__(self, config: Any, device: torch.device, precision: str, parallel: Parallel = ...) -> None:
         """Start afresh: weights are drawn from torch's default generator, precision is fp32, bf16 or fp16."""
 
-    def train_step(self, step: int, images: Tensor, labels: Tensor | None) -> dict[str, float]:
-        """Learn from uint8 (B, 3, H, W) and int64 (B,): step counts from 0. Returns what a log shows.
+    def train_step(self, batch: TrainingBatch) -> StepReport:
+        """Learn from a batch. Collective.
 
-        Among it is `loss`. Random numbers come from torch's default generator, which the loop seeds for every step.
+        Random numbers that belong to no image (dropout) come from torch's default generator, which the loop seeds for
+        every step and process.
         """
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """All that `load_state` needs to go on bit for bit, as named groups of named tensors."""
+        """All that `load_state` needs to go on bit for bit, as named groups of named whole tensors. Collective."""
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Go on from what `state` gave; ValueError where names or shapes differ."""
+        """Go on from what `state` gave, on any number of processes; ValueError where names or shapes differ."""
 
     def weights(self) -> dict[str, Tensor]:
-        """What sampling needs, float32."""
+        """What sampling needs, whole and float32. Collective."""

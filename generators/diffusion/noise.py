@@ -16,6 +16,8 @@ class Stream(IntEnum):
     TRAINING_ORDER = 3
     IMAGES = 4
     LABELS = 5
+    TRAINING_IMAGES = 6
+    AUGMENTATION = 7
 
 
 def mix_seed(seed: int, stream: Stream, index: int = 0) -> int:

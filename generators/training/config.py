@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Annealing = Literal["none", "linear", "cosine"]
+Crop = Literal["center", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,18 @@ class TrainingConfig:
     weight_decay: float = 0.0
     ema_rate: float = 0.9999
     """Weight that the running average keeps at each step; 0 samples the raw weights."""
+    further_ema_rates: tuple[float, ...] = ()
+    """Rates of more averages, which are kept beside the one that is sampled."""
     ema_warmup: bool = True
     """Average young weights faster: rate min(ema_rate, (1 + step) / (10 + step))."""
+    microbatch_size: int | None = None
+    """Images of a process that go through the network at a time; gradients are the same means. None: all at once."""
+    gradient_clip: float | None = None
+    """Largest norm of all gradients together; larger ones are scaled down to it."""
+    most_skipped: int = 10
+    """Steps in a row whose loss or gradients are not finite, after which training stops."""
+    crop: Crop = "center"
+    """ADM's central square, or a random one of 0.8 to 1 of the short side, as its classifiers were trained on."""
     flip: bool = False
     """Mirror half of the images, left to right."""
     recompute_activations: bool = False
