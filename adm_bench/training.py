@@ -1,27 +1,34 @@
 """Training: a trainer, a data set and a run's folder, put together and kept going."""
 
-import json
-import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from adm_bench import progress, registry
+from adm_bench.checkpoints import Checkpoints
 from adm_bench.errors import InputError, bad_input
-from adm_bench.files import atomic_path, read_json, write_json, write_text
-from adm_bench.images.dataset import Dataset, TrainingOrder
+from adm_bench.files import atomic_path, read_json, write_json
+from adm_bench.images.batches import TrainingBatches
+from adm_bench.images.dataset import Dataset
+from adm_bench.interruption import InterruptedWorkError, Interruption, interruptible
+from adm_bench.parallel import Sharding, parallel_for
+from adm_bench.ranks import Ranks
 from adm_bench.runs import TrainingRun
+from adm_bench.training_log import Totals, TrainingLog, step_note
+from adm_bench.utilisation import Gauge
 from generators.adm.config import NetworkConfig
 from generators.configuration import to_mapping
 from generators.diffusion.noise import Stream, mix_seed
-from generators.protocol import Trainable
+from generators.protocol import StepReport, Trainable
 from generators.unet.checkpoint import WeightsHeader, write_weights
 
-LOG_EVERY_STEPS = 50
+TIME_IS_UP = 1
+"""What processes tell each other beside the numbers of signals, of which no one that is handled here is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,6 @@ class TrainingJob:
     device: torch.device
     precision: str = "fp32"
     seed: int = 0
-    checkpoint_every: int = 500
 
     def plan(self) -> dict[str, Any]:
         """What decides the weights, as plain data; a run goes on only under an equal plan."""
@@ -49,17 +55,70 @@ class TrainingJob:
 
     def check(self) -> None:
         """InputError where data and network do not fit each other."""
-        model, data = self.config.model, self.dataset
-        if data.image_size != model.image_size:
-            raise InputError(
-                f"data set {data.name} has size {data.image_size}, but model.image_size is {model.image_size}"
-            )
-        if model.num_classes is not None and data.num_classes is None:
-            raise InputError(f"data set {data.name} has no labels, but model.num_classes is {model.num_classes}")
-        if model.num_classes is not None and (data.num_classes or 0) > model.num_classes:
-            raise InputError(
-                f"data set {data.name} has {data.num_classes} classes, but model.num_classes is {model.num_classes}"
-            )
+        require_fit(self.dataset, self.config)
+
+
+def require_fit(data: Dataset, config: NetworkConfig) -> None:
+    """InputError where a data set is not what a network is trained on, or validated with."""
+    model = config.model
+    if data.image_size != model.image_size:
+        raise InputError(f"data set {data.name} has size {data.image_size}, but model.image_size is {model.image_size}")
+    if model.num_classes is None:
+        return
+    if data.num_classes is None:
+        raise InputError(
+            f"data set {data.name} has no labels, but model.num_classes is {model.num_classes}; where names of files "
+            "begin with their class, give --labels prefix"
+        )
+    if data.num_classes > model.num_classes:
+        raise InputError(
+            f"data set {data.name} has {data.num_classes} classes, but model.num_classes is {model.num_classes}; give "
+            f"--set model.num_classes={data.num_classes}"
+        )
+
+
+class Observation(Protocol):
+    """Looks at a network while it trains, every so many steps and at the end; what it sees changes nothing."""
+
+    event: str
+    """What its line in the log is called."""
+    every: int
+
+    def check(self, job: TrainingJob) -> None:
+        """InputError, before training begins, where it could not look at such a network."""
+
+    def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:
+        """What is to be logged, after `step` steps. Collective."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routine:
+    """How a run is kept, watched and ended; nothing of it changes what is learned."""
+
+    checkpoint_every: int = 500
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+    keep_every: int | None = None
+    """Checkpoints of steps that this divides are kept for ever."""
+    log_every: int = 50
+    hours: float | None = None
+    """Training time, over all starts, after which the run is saved and left."""
+    workers: int | None = None
+    """Threads that decode images; None: as many as there are cores."""
+    sharding: Sharding = "none"
+    observations: Sequence[Observation] = ()
+
+
+@dataclass(kw_only=True)
+class Reached:
+    """How far a run has come, beside its network."""
+
+    step: int = 0
+    training_sec: float = 0.0
+    """Of steps alone: checkpoints and observations are not counted."""
+    skipped_in_a_row: int = 0
+    unlogged: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Totals of the steps since the last line of the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,96 +129,187 @@ class TrainingResult:
     images: int
     sec: float
     images_per_sec: float
-    """Median over stretches of steps."""
+    """Over all steps; checkpoints, validation and samples on the way are not counted."""
     num_parameters: int
 
 
-def train(job: TrainingJob, folder: Path, *, overwrite: bool = False) -> TrainingResult:
+def train(
+    job: TrainingJob,
+    folder: Path,
+    *,
+    routine: Routine | None = None,
+    ranks: Ranks | None = None,
+    overwrite: bool = False,
+) -> TrainingResult | None:
     """Train to the end, from the newest checkpoint if there is one; a finished run is left as it is.
 
-    The same job gives the same weights, bit for bit on a CPU, however often it was interrupted.
+    The same job gives the same weights, bit for bit on a CPU, however often it was interrupted. None where the
+    time was up before the last step. `InterruptedWorkError` after a signal, with everything saved.
     """
-    job.check()
+    ranks, routine = ranks or Ranks(), routine or Routine()
     run = TrainingRun(folder)
-    with run.opened(job.plan(), overwrite=overwrite):
-        return _train_in(run, job)
+    with ExitStack() as stack:
+        with ranks.agreeing():
+            job.check()
+            for observation in routine.observations:
+                observation.check(job)
+            if ranks.is_first:
+                stack.enter_context(run.opened(job.plan(), overwrite=overwrite))
+        return _Training(run, job, routine, ranks).run_to_end()
 
 
-def _train_in(run: TrainingRun, job: TrainingJob) -> TrainingResult:
-    if run.result.exists() and run.weights.exists():
-        progress.say(f"{run.folder}: already trained; nothing to do")
-        return TrainingResult(**read_json(run.result))
-    torch.manual_seed(mix_seed(job.seed, Stream.WEIGHTS))
-    trainer: Trainable = registry.load("trainers", job.trainer)(job.config, job.device, job.precision)
-    start, elapsed_sec, rates = 0, 0.0, []
-    checkpoint = run.latest()
-    if checkpoint is not None:
-        state, reached = checkpoint
-        with bad_input(run.folder):
-            trainer.load_state(state)
-        start, elapsed_sec, rates = reached["step"], reached["elapsed_sec"], reached["images_per_sec"]
-        progress.say(f"{run.folder}: going on from step {start}")
-    _cut_log(run.log, start)
-    elapsed_sec = _run_steps(job, run, trainer, start, elapsed_sec, rates)
-    weights = trainer.weights()
-    with atomic_path(run.weights) as temporary:
-        write_weights(temporary, WeightsHeader(kind=job.trainer, config=to_mapping(job.config)), weights)
-    steps = job.config.training.steps
-    result = TrainingResult(
-        steps=steps,
-        images=steps * job.config.training.batch_size,
-        sec=elapsed_sec,
-        images_per_sec=statistics.median(rates),
-        num_parameters=sum(tensor.numel() for tensor in weights.values()),
-    )
-    write_json(run.result, to_mapping(result))
-    return result
+class _Training:
+    """One start of a run."""
 
+    def __init__(self, run: TrainingRun, job: TrainingJob, routine: Routine, ranks: Ranks) -> None:
+        self.run, self.job, self.routine, self.ranks = run, job, routine, ranks
+        self.config = job.config.training
+        self.header = WeightsHeader(kind=job.trainer, config=to_mapping(job.config))
+        self.checkpoints = Checkpoints(run.folder, routine.keep, routine.keep_every)
+        self.reached = Reached()
 
-def _run_steps(
-    job: TrainingJob, run: TrainingRun, trainer: Trainable, start: int, elapsed_sec: float, rates: list[float]
-) -> float:
-    """Take the remaining steps; returns the seconds of training in all, and extends `rates`."""
-    config = job.config.training
-    order = TrainingOrder(len(job.dataset), config.batch_size, job.seed)
-    title = f"train {run.folder.name}"
-    began = last = time.perf_counter()
-    last_step = start
-    with progress.stage(title, config.steps, "steps", done=start) as advance, run.log.open("a") as log:
-        for step in range(start, config.steps):
-            images, labels = job.dataset.read(order.indices(step))
-            # Every step has random numbers of its own, so that no generator's state need be kept.
-            torch.manual_seed(mix_seed(job.seed, Stream.TRAINING_STEPS, step))
-            labels_tensor = None if labels is None else torch.from_numpy(labels)
-            values = trainer.train_step(step, torch.from_numpy(images), labels_tensor)
-            done = step + 1
-            _require_finite(values, step, run)
-            advance(1, note=f"loss {values['loss']:.4f}")
-            if done % LOG_EVERY_STEPS == 0 or done == config.steps:
-                now = time.perf_counter()
-                rates.append((done - last_step) * config.batch_size / (now - last))
-                last, last_step = now, done
-                log.write(json.dumps({"step": step, **values, "images_per_sec": rates[-1]}) + "\n")
-                log.flush()
-            if done % job.checkpoint_every == 0 and done < config.steps:
-                sec = elapsed_sec + time.perf_counter() - began
-                run.save(done, trainer.state(), {"elapsed_sec": sec, "images_per_sec": rates})
-                last, last_step = time.perf_counter(), done
-    return elapsed_sec + time.perf_counter() - began
+    def run_to_end(self) -> TrainingResult | None:
+        """See `train`."""
+        if self.run.result.exists() and self.run.weights.exists():
+            progress.say(f"{self.run.folder}: already trained; nothing to do")
+            return TrainingResult(**read_json(self.run.result))
+        with self.ranks.agreeing():
+            batches = self._batches()
+            trainer = self._trainer()
+            self._take_up(trainer)
+        with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first) as log:
+            ended = self._take_steps(trainer, batches, log)
+        weights = trainer.weights()
+        steps = self.reached.step
+        result = TrainingResult(
+            steps=steps,
+            images=steps * self.config.batch_size,
+            sec=self.reached.training_sec,
+            images_per_sec=steps * self.config.batch_size / max(self.reached.training_sec, 1e-9),
+            num_parameters=sum(tensor.numel() for tensor in weights.values()),
+        )
+        if self.ranks.is_first:
+            with atomic_path(self.run.weights) as temporary:
+                write_weights(temporary, self.header, weights)
+            if ended:
+                write_json(self.run.result, to_mapping(result))
+        return result if ended else None
 
-
-def _require_finite(values: Mapping[str, float], step: int, run: TrainingRun) -> None:
-    if not abs(values["loss"]) < float("inf"):
-        kept = run.checkpoints()
-        raise InputError(
-            f"{run.folder}: the loss is {values['loss']} at step {step}; lower the learning rate or use "
-            f"precision fp32 (last good checkpoint: {kept[-1].name if kept else 'none'})"
+    def _batches(self) -> TrainingBatches:
+        return TrainingBatches(
+            self.job.dataset,
+            batch_size=self.config.batch_size,
+            seed=self.job.seed,
+            crop=self.config.crop,
+            flip=self.config.flip,
+            rank=self.ranks.rank,
+            size=self.ranks.size,
+            workers=self.routine.workers,
         )
 
+    def _trainer(self) -> Trainable:
+        torch.manual_seed(mix_seed(self.job.seed, Stream.WEIGHTS))
+        factory = registry.load("trainers", self.job.trainer)
+        parallel = parallel_for(self.ranks, self.routine.sharding)
+        trainer: Trainable = factory(self.job.config, self.job.device, self.job.precision, parallel)
+        return trainer
 
-def _cut_log(log: Path, start: int) -> None:
-    """Forget what was logged after the checkpoint that the run goes on from; those steps come again."""
-    if log.exists():
-        complete = [line for line in log.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in complete if json.loads(line)["step"] < start]
-        write_text(log, "".join(f"{line}\n" for line in kept))
+    def _take_up(self, trainer: Trainable) -> None:
+        """Go on from the newest whole checkpoint, which the first process chooses."""
+        chosen = self.checkpoints.newest() if self.ranks.is_first else None
+        step = self.ranks.highest(chosen.step if chosen else 0)
+        if not step:
+            return
+        checkpoint = chosen or self.checkpoints.at(step)
+        with bad_input(checkpoint.folder):
+            trainer.load_state(checkpoint.state())
+        self.reached = Reached(**checkpoint.progress)
+        progress.say(f"{self.run.folder}: going on from step {step}")
+
+    def _take_steps(self, trainer: Trainable, batches: TrainingBatches, log: TrainingLog) -> bool:
+        """Take the remaining steps; False where time was up before the last."""
+        reached, steps = self.reached, self.config.steps
+        totals = Totals(reached.unlogged)
+        gauge = Gauge(self.job.config, self.job.device, self.job.precision, self.ranks.size)
+        self._observe(trainer, log, resumed=True)
+        title = f"train {self.run.folder.name}"
+        with interruptible() as interruption, progress.stage(title, steps, "steps", done=reached.step) as advance:
+            last = time.perf_counter()
+            for batch in batches.from_step(reached.step, steps):
+                # Every step has random numbers of its own, so that no generator's state need be kept.
+                seed_index = batch.step * self.ranks.size + self.ranks.rank
+                torch.manual_seed(mix_seed(self.job.seed, Stream.TRAINING_STEPS, seed_index))
+                report = trainer.train_step(batch)
+                totals.add(report.means)
+                sec = time.perf_counter() - last
+                reached.step, reached.training_sec = batch.step + 1, reached.training_sec + sec
+                gauge.add(self.config.batch_size, sec)
+                self._note_skip(report, log)
+                self._log(report, totals, gauge, log)
+                advance(1, note=step_note(report, gauge.images_per_sec, gauge.note))
+                reached.unlogged = dict(totals.totals)
+                wish = self.ranks.highest(self._wish(interruption))
+                if wish and reached.step < steps:
+                    self._save(trainer)
+                    return self._leave(wish)
+                if reached.step % self.routine.checkpoint_every == 0 and reached.step < steps:
+                    self._save(trainer)
+                self._observe(trainer, log)
+                last = time.perf_counter()
+        return True
+
+    def _wish(self, interruption: Interruption) -> int:
+        """Why this process would end now: a signal's number, that time is up, or 0."""
+        hours = self.routine.hours
+        is_late = hours is not None and self.reached.training_sec >= 3600 * hours
+        return interruption.signal_number or (TIME_IS_UP if is_late else 0)
+
+    def _leave(self, wish: int) -> bool:
+        step = self.reached.step
+        if wish != TIME_IS_UP:
+            raise InterruptedWorkError(
+                f"{self.run.folder}: stopped and saved after step {step}; repeat the command to go on", wish
+            )
+        progress.say(
+            f"{self.run.folder}: {self.routine.hours:g} hours are over after step {step} of {self.config.steps}; "
+            "repeat the command with more to go on"
+        )
+        return False
+
+    def _note_skip(self, report: StepReport, log: TrainingLog) -> None:
+        """Log a step that taught nothing; InputError after too many of them in a row."""
+        reached = self.reached
+        reached.skipped_in_a_row = reached.skipped_in_a_row + 1 if report.skipped else 0
+        if report.skipped is None:
+            return
+        log.write("skipped", reached.step - 1, {"reason": report.skipped, **report.values})
+        if reached.skipped_in_a_row >= self.config.most_skipped:
+            good = self.checkpoints.list()
+            raise InputError(
+                f"{self.run.folder}: {report.skipped} at step {reached.step - 1}, the last of "
+                f"{reached.skipped_in_a_row} in a row; lower the learning rate, or use precision bf16 or fp32 (last "
+                f"good checkpoint: {good[-1].name if good else 'none'})"
+            )
+
+    def _log(self, report: StepReport, totals: Totals, gauge: Gauge, log: TrainingLog) -> None:
+        step = self.reached.step
+        if step % self.routine.log_every and step < self.config.steps:
+            return
+        values = {"images": step * self.config.batch_size, **totals.taken(), **report.values}
+        log.write("training", step - 1, {**values, "sec": self.reached.training_sec, **gauge.values})
+
+    def _save(self, trainer: Trainable) -> None:
+        state = trainer.state()
+        with self.ranks.agreeing():
+            if self.ranks.is_first:
+                self.checkpoints.save(self.reached.step, state, to_mapping(self.reached), self.header)
+
+    def _observe(self, trainer: Trainable, log: TrainingLog, *, resumed: bool = False) -> None:
+        """Make the observations that are due; those of a checkpoint gone on from, if they were never made."""
+        step = self.reached.step
+        for observation in self.routine.observations:
+            due = step > 0 and (step % observation.every == 0 or step == self.config.steps)
+            if resumed:  # only the first process has read the log
+                due = bool(self.ranks.highest(int(due and not log.has(observation.event, step - 1))))
+            if due:
+                log.write(observation.event, step - 1, observation.observe(trainer, step, self.ranks))

@@ -41,6 +41,15 @@ def measure_throughput(
     return Throughput(images_per_sec=median(rates), spread=(rates[0], rates[-1]), repeats=repeats)
 
 
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
+    """FLOPs a second of one product of `size` x `size` matrices of a type: what a device reaches, not its data sheet.
+
+    2 FLOPs a multiply-accumulate; the best of several.
+    """
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 * measure_throughput(lambda: left @ right, 1, device=device).spread[1]
+
+
 def _timed_sec(call: Callable[[], object], device: torch.device) -> float:
     _wait_for(device)
     start = perf_counter()

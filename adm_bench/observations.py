@@ -1,0 +1,187 @@
+"""What is looked at while a network trains: a validation set, a picture of samples, their FID."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from adm_bench.devices import describe_device
+from adm_bench.errors import InputError
+from adm_bench.evaluation import evaluate
+from adm_bench.extraction import Extraction
+from adm_bench.files import PARTIAL_SUFFIX, atomic_path
+from adm_bench.images.dataset import Labels
+from adm_bench.images.iterated import IteratedImages
+from adm_bench.ranks import Ranks
+from adm_bench.records import Circumstances, evaluated, write_records
+from adm_bench.references import Reference
+from adm_bench.sampling import build_generator, choose_labels, image_seeds
+from adm_bench.training import TrainingJob
+from generators.adm.config import GuideConfig
+from generators.configuration import to_mapping
+from generators.protocol import Generator, Trainable, Upsampler
+from generators.unet.checkpoint import WeightsHeader, write_weights
+from metrics.protocol import Features, Metric
+from reports.figures import png_bytes, sample_grid
+from reports.records import read_records
+
+SAMPLES_FOLDER = "samples"
+EVALUATIONS_FILE = "evaluations.jsonl"
+BATCH_SIZE = 64
+SMALLEST_TILE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedSamples:
+    """Samples of a network as it is in the midst of its training: of the averaged weights, always from the same seeds.
+
+    Processes share the work. An upsampler enlarges reductions of the first training images.
+    """
+
+    job: TrainingJob
+    folder: Path
+    num_images: int
+    options: Mapping[str, Any]
+    """Of the generator that has the trainer's name."""
+
+    def check(self) -> None:
+        """InputError where there is nothing to sample."""
+        if isinstance(self.job.config, GuideConfig):
+            raise InputError("a classifier makes no samples; leave --samples-every and --evaluate-every away")
+
+    @property
+    def labels(self) -> Labels | None:
+        """Of the samples, (num_images,)."""
+        model, data = self.job.config.model, self.job.dataset
+        if model.num_classes is None:
+            return None
+        if self.job.trainer == "upsampler" and data.labels is not None:
+            return np.resize(data.labels, self.num_images)
+        return choose_labels("balanced", self.num_images, model.num_classes, self.job.seed)
+
+    def draw(self, trainer: Trainable, ranks: Ranks) -> Iterator[Tensor]:
+        """The samples in order, uint8 (B, 3, H, W), the same on every process. Collective: go through all of it."""
+        with self._generator(trainer, ranks) as generator:
+            share = min(BATCH_SIZE, math.ceil(self.num_images / ranks.size))
+            for start in range(0, self.num_images, share * ranks.size):
+                # all processes draw as many; what is past the end is drawn in vain
+                mine = [min(start + ranks.rank * share + place, self.num_images - 1) for place in range(share)]
+                images = ranks.gather(self._draw(generator, mine).cpu())
+                yield images[: self.num_images - start]
+
+    @contextmanager
+    def _generator(self, trainer: Trainable, ranks: Ranks) -> Iterator[Generator | Upsampler]:
+        weights = trainer.weights()
+        path = self.folder / f".weights.{uuid4().hex[:8] if ranks.size == 1 else 'shared'}{PARTIAL_SUFFIX}"
+        try:
+            if ranks.is_first:
+                header = WeightsHeader(kind=self.job.trainer, config=to_mapping(self.job.config))
+                write_weights(path, header, weights)
+            ranks.barrier()
+            yield build_generator(self.job.trainer, dict(self.options), device=self.job.device, weights=path)
+        finally:
+            if ranks.is_first:
+                path.unlink(missing_ok=True)
+
+    def _draw(self, generator: Generator | Upsampler, indices: Sequence[int]) -> Tensor:
+        seeds = [image_seeds(self.job.seed, range(index, index + 1))[0] for index in indices]
+        known = self.labels
+        labels = None if known is None else torch.from_numpy(known[list(indices)])
+        try:
+            if isinstance(generator, Upsampler):
+                images, _ = self.job.dataset.read([index % len(self.job.dataset) for index in indices])
+                small = F.adaptive_avg_pool2d(torch.from_numpy(images).float(), generator.base_size)
+                return generator.upsample(small.round().to(torch.uint8), seeds, labels)
+            return generator.sample(seeds, labels)
+        except FloatingPointError as error:
+            raise InputError(f"{self.folder}: {error}; the network has diverged") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleGrid:
+    """`adm_bench.training.Observation`: a PNG of samples."""
+
+    event: ClassVar[str] = "samples"
+    every: int
+    samples: TrainedSamples
+    columns: int
+
+    def check(self, job: TrainingJob) -> None:  # noqa: ARG002  the samples know it
+        """See `Observation`."""
+        self.samples.check()
+
+    def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:
+        """Write the picture; its place is logged."""
+        images = torch.cat(list(self.samples.draw(trainer, ranks)))
+        path = self.samples.folder / SAMPLES_FOLDER / f"step_{step:08d}.png"
+        if ranks.is_first:
+            pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).contiguous().numpy()
+            scale = math.ceil(SMALLEST_TILE / pixels.shape[1])
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(png_bytes(sample_grid(pixels, self.columns, scale)))
+        return {"picture": f"{SAMPLES_FOLDER}/{path.name}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineEvaluation:
+    """`adm_bench.training.Observation`: metrics of samples against a reference, a point of the curve of FID."""
+
+    event: ClassVar[str] = "evaluation"
+    every: int
+    samples: TrainedSamples
+    reference: Reference
+    features: Features
+    metrics: Sequence[Metric]
+
+    def check(self, job: TrainingJob) -> None:
+        """See `Observation`."""
+        self.samples.check()
+        size = job.config.model.image_size
+        if self.reference.image_shape not in (None, (size, size)):
+            raise InputError(f"{self.reference.path}: is of images of {self.reference.image_shape}; expected {size}")
+        needs = frozenset[str]().union(*(metric.needs for metric in self.metrics))
+        self.reference.check(self.features, needs)
+        for metric in self.metrics:
+            if self.samples.num_images < metric.min_images:
+                raise InputError(
+                    f"--evaluate-images {self.samples.num_images}: {metric.label} needs {metric.min_images}"
+                )
+
+    def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:
+        """Measure; the numbers with their circumstances go to a file of the run too."""
+        drawn = self.samples.draw(trainer, ranks)
+        if not ranks.is_first:
+            for _ in drawn:
+                pass
+            return {}
+        job, num_images = self.samples.job, self.samples.num_images
+        shape = (job.config.model.image_size,) * 2
+        images = IteratedImages(f"step {step}", drawn, num_images, shape, self.samples.labels)
+        evaluation = evaluate(self.reference, images, Extraction(features=self.features), self.metrics)
+        assert evaluation is not None  # this is the first process
+        circumstances = Circumstances(
+            run=self.samples.folder.name,
+            generator=job.trainer,
+            device=describe_device(job.device),
+            seed=job.seed,
+            world_size=ranks.size,
+            settings={**self.samples.options, "step": step, "training_images": step * job.config.training.batch_size},
+            inputs={"reference": self.reference.digest()},
+        )
+        self._write(step, evaluated(evaluation, self.metrics, circumstances))
+        return evaluation.values
+
+    def _write(self, step: int, records: Sequence[Any]) -> None:
+        """Add records to the run's; those of this step and later ones, from before an interruption, go."""
+        path = self.samples.folder / EVALUATIONS_FILE
+        before = [*read_records(path)] if path.exists() else []
+        write_records(path, [*(record for record in before if int(str(record.settings["step"])) < step), *records])

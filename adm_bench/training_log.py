@@ -1,0 +1,105 @@
+"""What a training run writes down as it goes: JSON lines, and events for TensorBoard."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
+
+from adm_bench.files import write_text
+from generators.protocol import Mean, StepReport
+
+LOG_FILE = "log.jsonl"
+EVENTS_FOLDER = "tensorboard"
+
+
+class TrainingLog:
+    """A run's log, which goes on at a step: what was logged of later ones is forgotten, for they come again.
+
+    A line is an event of a step, counted from 0: `training` (means over the steps since the last such line),
+    `skipped`, `validation`, `evaluation`. Only the first of several processes writes.
+    """
+
+    def __init__(self, folder: Path, start: int, *, writes: bool = True) -> None:
+        self.writes = writes
+        self._seen: set[tuple[str, int]] = set()
+        if not writes:
+            return
+        path = folder / LOG_FILE
+        self._keep_before(path, start)
+        self._file = path.open("a")
+        (folder / EVENTS_FOLDER).mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / EVENTS_FOLDER / "events"))
+        # TensorBoard drops what earlier files say of this step and later ones.
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.write_event(event_pb2.Event(wall_time=time.time(), step=start, session_log=session))
+
+    def _keep_before(self, path: Path, start: int) -> None:
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            row = json.loads(line) if line.endswith("}") else {}  # a crash may have cut the last line
+            if row and row["step"] < start:
+                kept.append(f"{line}\n")
+                self._seen.add((row["event"], row["step"]))
+        write_text(path, "".join(kept))
+
+    def has(self, event: str, step: int) -> bool:
+        """Whether an earlier start has logged an event of a step."""
+        return (event, step) in self._seen
+
+    def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
+        """Add a line; its numbers become points of TensorBoard's curves `event/name`."""
+        if not self.writes:
+            return
+        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                point = event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(f"{event}/{name}", value))
+                self._events.write_event(point)
+        self._events.flush()
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.writes:
+            self._file.close()
+            self._events.close()
+
+
+class Totals:
+    """Means that are added up until they are logged; plain data in between, for a checkpoint to keep."""
+
+    def __init__(self, kept: Mapping[str, tuple[float, float]] | None = None) -> None:
+        self.totals = {name: Mean(*pair) for name, pair in (kept or {}).items()}
+
+    def add(self, means: Mapping[str, Mean]) -> None:
+        """Add those of one more step, or of one more batch."""
+        for name, mean in means.items():
+            before = self.totals.get(name, Mean(0.0, 0.0))
+            self.totals[name] = Mean(before.total + mean.total, before.count + mean.count)
+
+    def taken(self) -> dict[str, float]:
+        """Every mean by its name; the totals start again."""
+        means = {name: mean.total / mean.count for name, mean in sorted(self.totals.items()) if mean.count}
+        self.totals = {}
+        return means
+
+
+def step_note(report: StepReport, loss: float | None, images_per_sec: float, device_note: str) -> str:
+    """What a person sees of a step beside its number: short, for a line of a terminal."""
+    parts = [] if loss is None else [f"loss {loss:.4f}"]
+    parts += [f"{images_per_sec:.3g} images/s", f"lr {report.values['learning_rate']:.2g}"]
+    if "loss_scale" in report.values:
+        parts.append(f"scale {report.values['loss_scale']:g}")
+    return ", ".join(parts + ([device_note] if device_note else []))
