@@ -19,9 +19,10 @@ from adm_bench.commands.options import (
 @click.command(
     epilog=example(
         "adm-bench evaluate ref.npz samples.npz",
-        "adm-bench evaluate ref.npz samples/ --metrics fid,recall,kid --json numbers.json",
+        "adm-bench evaluate ref.npz samples/ --metrics fid,recall,kid --json out.json",
         "adm-bench evaluate VIRTUAL_imagenet256_labeled.npz samples.npz --intervals",
-        "adm-bench evaluate ref.npz samples.npz --metrics fid,kid --per-class --json numbers.json",
+        "adm-bench evaluate ref.npz samples.npz --metrics fid,kid --per-class \\",
+        "    --json numbers.json",
         "torchrun --nproc-per-node 8 -m adm_bench evaluate ref.npz samples.npz",
     )
 )

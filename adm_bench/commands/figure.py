@@ -163,10 +163,12 @@ class InOrder(click.Group):
     epilog=example(
         "adm-bench figure reconstruction --weights runs/adm --data digits --out a.png",
         "adm-bench figure interpolation --weights runs/adm --data digits --out b.png",
-        "adm-bench figure guidance --weights runs/adm --classifier runs/cls --out c.png",
+        "adm-bench figure guidance --weights runs/adm --classifier runs/cls \\",
+        "    --out c.png",
         "adm-bench figure temperature --weights runs/adm --of epsilon --out d.png",
         "adm-bench figure neighbours digits samples.npz --features digits --out e.png",
-        "adm-bench figure memorisation digits samples.npz --features digits --out f.png",
+        "adm-bench figure memorisation digits samples.npz --features digits \\",
+        "    --out f.png",
     ),
 )
 def command() -> None:

@@ -105,7 +105,9 @@ def neighbours(
     click.echo(f"{out}: {finding.text}")
 
 
-@click.command(epilog=example("adm-bench figure memorisation digits samples.npz --features digits --out f.png"))
+@click.command(
+    epilog=example("adm-bench figure memorisation digits samples.npz --features digits \\", "    --out f.png")
+)
 @click.argument("training", type=FILE)
 @click.argument("samples", type=FILE)
 @features_option

@@ -22,9 +22,12 @@ DEFAULT_PRESETS = {"adm": "digits8", "classifier": "digits8_classifier", "upsamp
 @click.command(
     epilog=example(
         "adm-bench train adm --data digits --preset digits8 --out runs/adm",
-        "adm-bench train classifier --data digits --preset digits8_classifier --out runs/cls",
-        "adm-bench train upsampler --data digits --preset digits8_16_upsampler --out runs/up",
-        "adm-bench train adm --data digits --out runs/wide --set model.channels=64 --steps 2000",
+        "adm-bench train classifier --data digits --preset digits8_classifier \\",
+        "    --out runs/cls",
+        "adm-bench train upsampler --data digits --preset digits8_16_upsampler \\",
+        "    --out runs/up",
+        "adm-bench train adm --data digits --set model.channels=64 --steps 2000 \\",
+        "    --out runs/wide",
     )
 )
 @click.argument("trainer")
