@@ -22,6 +22,7 @@ class Circumstances:
     generator: str
     device: str | None = None
     precision: str | None = "fp32"
+    """Arithmetic of the networks that were timed or counted; metrics have their protocol's."""
     seed: int | None = None
     num_images: int | None = None
     world_size: int = 1
@@ -90,7 +91,7 @@ def _record(
         num_images=evaluation.num_images if evaluation else circumstances.num_images,
         num_reference_images=evaluation.num_reference_images if evaluation else None,
         seed=circumstances.seed,
-        precision=circumstances.precision,
+        precision=evaluation.protocol.arithmetic_of(quantity) if evaluation else circumstances.precision,
         device=circumstances.device,
         world_size=circumstances.world_size,
         settings=dict(circumstances.settings),

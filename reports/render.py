@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reports.circumstances import SEPARATOR, Circumstances, by_value
+from reports.circumstances import SEPARATOR, Circumstances, arithmetic_in_words, by_value
 from reports.figures import quality_cost_plot
 from reports.layout import (
     Grid,
@@ -190,7 +190,7 @@ def _samples(report: Report, shown: Sequence[Section]) -> list[Sample]:
     return samples
 
 
-def _csv_circumstances(records: Iterable[Record], generators: pd.Index) -> pd.DataFrame:
+def _csv_circumstances(records: Sequence[Record], generators: pd.Index) -> pd.DataFrame:
     """Lay circumstances out by generator; where a generator's records differ, a cell joins what they say."""
     names = (*_CSV_OF_QUALITY, *_CSV_OF_ALL)
     rows: dict[str, dict[str, dict[object, None]]] = {
@@ -200,6 +200,8 @@ def _csv_circumstances(records: Iterable[Record], generators: pd.Index) -> pd.Da
         is_quality = quantity_of(record).room == "quality"
         for name in names if is_quality else _CSV_OF_ALL:
             rows[record.generator][name][getattr(record, name)] = None  # a set that keeps its order
+    for generator, row in rows.items():
+        row["precision"] = {arithmetic_in_words(record for record in records if record.generator == generator): None}
     settings = settings_by_generator(records)
     return pd.DataFrame(
         [[settings[generator], *map(_joined, row.values())] for generator, row in rows.items()],

@@ -146,15 +146,18 @@ def test_classes_need_labels_that_mean_the_same(
     assert "ranks of folders" in refuse("evaluate", tmp_path / "all", tmp_path / "few", *per_class)
 
 
-def test_another_arithmetic_is_another_protocol(run: Run, reference: Path, samples: Path) -> None:
-    evaluate = ("evaluate", reference, samples, *QUICK, "--metrics", "precision,recall")
+def test_another_arithmetic_is_another_protocol(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:
+    evaluate = ("evaluate", reference, samples, *QUICK, "--metrics", "precision,recall,f_score,fid,density")
+    out = tmp_path / "numbers.json"
     plain = run(*evaluate).stdout
     same = run(*evaluate, "--pr-precision", "fp32").stdout
-    other = run(*evaluate, "--pr-precision", "fp16").stdout
+    other = run(*evaluate, "--pr-precision", "fp16", "--json", out).stdout
     assert plain == same
     assert "protocol digits v1," in plain
     assert "protocol digits-fp16 v1," in other
     assert numbers(other) == pytest.approx(numbers(plain), abs=0.05)
+    stated = {record["quantity"]: record["precision"] for record in json.loads(out.read_text())}
+    assert stated == {"precision": "fp16", "recall": "fp16", "f_score": "fp16", "fid": "fp32", "density": "fp32"}
 
 
 def test_features_are_kept_and_reused(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:

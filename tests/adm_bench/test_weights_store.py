@@ -24,7 +24,7 @@ Refuse = Callable[..., str]
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Serves a folder; `/short/NAME` promises more bytes than come, `/parts/NAME` and, wrongly, `/wrong/NAME` know ranges."""
+    """Serves a folder; `/short/NAME` promises more bytes than come, `/parts/NAME` knows ranges, `/wrong/NAME` badly."""
 
     asked: ClassVar[list[str | None]] = []
 

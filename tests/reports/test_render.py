@@ -105,12 +105,14 @@ def test_csv_keeps_protocols_apart_and_rows_without_quality(make_record: RecordM
         make_record("a", value=1.0),
         make_record("a", value=9.0, protocol="adm", num_images=50000),
         make_record("a", "sampling_images_per_sec", 2.0, device="cuda"),
+        make_record("a", "recall", 0.5, protocol="adm", num_images=50000, precision="fp16"),
         make_record("b", "parameters", 7.0),
     )
     read = pd.read_csv(io.StringIO(render_csv(Report(title="t", records=records))))
     assert list(read["generator"]) == ["a", "a", "b"]
     assert list(read["FID"])[:2] == [1.0, 9.0]
     assert list(read["num_images"])[:2] == [1797, 50000]
+    assert list(read["arithmetic"]) == ["fp32", "fp32; Recall: fp16", "fp32"]
     assert list(read["device"]) == ["cpu; cuda", "cpu; cuda", "cpu"]
     assert read.loc[2, "parameters"] == 7.0
 
