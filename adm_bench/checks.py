@@ -118,9 +118,10 @@ def _warnings(
     published = PUBLISHED_NUM_IMAGES.get(protocol.name, 0)
     if len(samples) < published:
         yield (
-            f"{len(samples)} samples, where published numbers of protocol {protocol.name} are of {published}: FID and "
-            f"sFID come out higher, by a bias that goes as 1/n and is {published / len(samples):.3g} times that of "
-            f"{published}, and precision and recall shift; compare with equal numbers only"
+            f"{len(samples)} samples, where published numbers of protocol {protocol.name} are of {published}: "
+            "Fréchet distances come out higher, by a bias that goes as 1/n and is "
+            f"{published / len(samples):.3g} times that of {published}, and precision and recall shift; compare with "
+            "equal numbers only"
         )
     try:
         labels = samples.labels

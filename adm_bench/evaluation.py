@@ -19,6 +19,7 @@ from metrics.evaluation_protocol import PrPrecision
 from metrics.per_class import ClassDistance, class_distances
 from metrics.protocol import EvaluationProtocol, Features, Metric
 from metrics.uncertainty import INTERVALS, Interval
+from reports.quantities import QUANTITIES, of_features
 
 DEFAULT_METRICS = ("fid", "sfid", "is", "precision", "recall", "copied")
 
@@ -46,17 +47,23 @@ class Evaluation:
     @property
     def class_table(self) -> Iterator[str]:
         """FID and KID class by class as lines of text, with one that explains their mark; nothing without classes."""
+        fid, kid = (of_features(QUANTITIES[name], self.features).label for name in ("fid", "kid"))
         if self.classes:
-            yield f"{'class':>7}{'n':>9}{'n_ref':>9}{'FID':>14}  {'KID':>14}"
+            yield f"{'class':>7}{'n':>9}{'n_ref':>9}{fid:>14}  {kid:>14}"
         for each in self.classes:
             mark = "*" if each.rank_deficient else " "
             counts = f"{each.num_samples:>9}{each.num_reference_images:>9}"
             yield f"{each.label:>7}{counts}{each.fid:>14.6g}{mark} {each.kid:>14.6g}"
         if any(each.rank_deficient for each in self.classes):
             yield (
-                "* no more images than features on a side: this FID depends on n and n_ref more than on the images; "
-                "compare it where both are equal, or read KID, which has no such bias"
+                f"* no more images than features on a side: this {fid} depends on n and n_ref more than on the images; "
+                f"compare it where both are equal, or read {kid}, which has no such bias"
             )
+
+    def label(self, metric: Metric) -> str:
+        """What a metric is called with the features that it was measured in."""
+        known = QUANTITIES.get(metric.name)
+        return metric.label if known is None else of_features(known, self.features).label
 
     @property
     def headline(self) -> str:

@@ -27,13 +27,12 @@ from reports.layout import (
     sections,
     settings_by_generator,
 )
-from reports.quantities import QUANTITIES, quantity_of
+from reports.quantities import quantity_of
 from reports.records import Record
 from reports.tables import comparable_groups, compute_sheet, quality_sheet
 
 _PAGE = Path(__file__).with_name("page.html.j2")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_FID = QUANTITIES["fid"]
 _CSV_OF_QUALITY = (
     "protocol",
     "protocol_version",
@@ -174,9 +173,9 @@ def _samples(report: Report, shown: Sequence[Section]) -> list[Sample]:
         copies = False
         for section in shown:
             row = next((row for row in section.quality.rows if row.generator == generator), None)
-            fid = section.quality.columns.index(_FID) if _FID in section.quality.columns else None
-            if row is not None and fid is not None:
-                fids[f"FID {row.cells[fid].text}"] = f" ({section.under})"
+            for column, quantity in enumerate(section.quality.columns):
+                if row is not None and quantity.name == "fid":
+                    fids[f"{quantity.label} {row.cells[column].text}"] = f" ({section.under})"
             copies |= row is not None and row.copies
         samples.append(
             Sample(

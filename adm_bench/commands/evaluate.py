@@ -118,7 +118,7 @@ def command(
         return
     click.echo(evaluation.headline)
     for metric in chosen:
-        line = f"{metric.label:<16}{evaluation.values[metric.name]:>14.6g}"
+        line = f"{evaluation.label(metric):<16}{evaluation.values[metric.name]:>14.6g}"
         if metric.name in evaluation.intervals:
             interval = evaluation.intervals[metric.name]
             line += f"   {100 * interval.level:.0f} %: {interval.low:.6g} to {interval.high:.6g}"

@@ -201,7 +201,7 @@ def test_a_network_of_the_users_own(run: Run, refuse: Refuse, samples: Path, fol
         np.savez(tmp_path / "ref.npz", arr_0=255 - arrays["arr_0"])
     own = ("--features", "torchscript", "--feature-weights", tmp_path / "means.pt")
     found = numbers(run("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK).stdout)
-    assert found.keys() == {"FID", "Precision", "Recall", "Copied"}  # it has no spatial layer and no logits
+    assert found.keys() == {"FD-torchscript", "Precision", "Recall", "Copied"}  # it has no spatial layer and no logits
     assert "found none" in refuse("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK, "--metrics", "sfid")
 
 
