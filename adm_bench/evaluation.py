@@ -98,14 +98,18 @@ def load_metrics(names: Sequence[str]) -> list[Metric]:
     return [registry.load("metrics", name) for name in names]
 
 
+def given_by(features: Features) -> frozenset[str]:
+    """The members of `metrics.statistics.NEEDS` that a network's features can fill."""
+    layers = {"pool": {"pool_moments", "pool_rows"}, "spatial": {"spatial_moments"}, "logits": {"logit_rows"}}
+    return frozenset[str]().union(*(layers[layer] for layer in features.layers))
+
+
 def default_metrics(reference: Reference, samples: ImageSet, features: Features) -> list[str]:
     """The metrics that are measured unless others are named: those that reference and features can serve.
 
     Where the Inception Score depends on the order of the samples, the one of a random order stands beside it.
     """
-    layers = {"pool": {"pool_moments", "pool_rows"}, "spatial": {"spatial_moments"}, "logits": {"logit_rows"}}
-    given = set[str]().union(*(layers[layer] for layer in features.layers))
-    served = given & (reference.serves | {"logit_rows"})
+    served = given_by(features) & (reference.serves | {"logit_rows"})
     names = [metric.name for metric in load_metrics(DEFAULT_METRICS) if metric.needs <= served]
     if "is" in names and len(samples) > features.protocol.inception_split_size:
         names.insert(names.index("is") + 1, "is_shuffled")
