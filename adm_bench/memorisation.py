@@ -126,8 +126,17 @@ def show_memorisation(training: Reference, samples: ImageSet, extraction: Extrac
     measured = extraction.measure(samples, ROWS, "samples")
     # no number here is of precision's half arithmetic, so its pass is not made
     protocol = replace(extraction.features.protocol, pr_precision="fp32")
-    comparison = Comparison(samples=measured, reference=known, protocol=protocol)
-    with bad_input(f"{samples.name} against {training.path}"):
+    num_training = len(known.pool_rows)
+    with (
+        bad_input(f"{samples.name} against {training.path}"),
+        progress.stage("distances to training images", num_training + len(samples), "images") as advance,
+    ):
+        comparison = Comparison(
+            samples=measured,
+            reference=known,
+            protocol=protocol,
+            compared=lambda num_pairs: advance(num_pairs / num_training),
+        )
         distances = nearest_distances(comparison)
     curves = DistanceCurves(
         of_samples=distances.of_samples,

@@ -1,12 +1,15 @@
 """Options that several commands share, and how their texts become values."""
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+Command = Callable[..., None]
 FILE = click.Path(path_type=Path)
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEFAULT_MEMORY_GB = 4.0
@@ -101,6 +104,19 @@ def set_option(command: F) -> F:
         metavar="FIELD=VALUE",
         help="Change one field of the configuration; repeatable. Lists as in TOML: model.channel_mult=[1,2].",
     )(command)
+
+
+def bundled(kind: type) -> Callable[[Command], Command]:
+    """Hand a command those of its options that are fields of a dataclass as one such object, its first argument."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collected(**given: Any) -> None:
+            command(kind(**{field.name: given.pop(field.name) for field in fields(kind)}), **given)
+
+        return collected
+
+    return decorate
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
