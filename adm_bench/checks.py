@@ -44,7 +44,7 @@ def check_samples(
                 "sample more"
             )
     needs = frozenset[str]().union(*(metric.needs for metric in metrics))
-    reference.check(features, needs)
+    reference.check(features, needs, metrics)
     digest = _digest(samples)
     require_other(samples, digest, reference)
     warnings = _warnings(samples, digest, reference, metrics, features.protocol)

@@ -75,7 +75,7 @@ class Moments:
         if n is None:
             return cls(n=2, mean=mean.copy(), M2=covariance.copy(), n_is_known=False)
         if n < 2:
-            raise ValueError(f"found stored statistics of {n} images; a covariance takes at least 2")
+            raise ValueError(f"found stored statistics of {n} images; a covariance takes at least 2: make them of more")
         return cls(n=n, mean=mean.copy(), M2=covariance * (n - 1))
 
     def update(self, rows: NDArray[np.floating]) -> None:
