@@ -158,11 +158,6 @@ class FeatureSet:
         return 0 if self._pool is None else self._pool.n
 
     @property
-    def known_num_images(self) -> int | None:
-        """Images behind the moments, or None where stored statistics do not say."""
-        return None if self._pool is not None and not self._pool.n_is_known else self.num_images
-
-    @property
     def pool(self) -> Moments:
         """Moments of the pool features; a ValueError before the first image."""
         if self._pool is None:

@@ -24,7 +24,7 @@ from adm_bench.images.sources import open_image_set
 from adm_bench.reference_building import write_reference
 from adm_bench.references import Reference
 from metrics.protocol import EvaluationProtocol
-from metrics.statistics import NEEDS, FeatureBatch, FeatureSet, Moments
+from metrics.statistics import NEEDS, FeatureBatch, Moments
 
 FID_NEEDS = frozenset({"pool_moments"})
 
@@ -211,7 +211,7 @@ def test_openais_references_are_taken_as_inceptions(
     reference = Reference.open(path)
     found = reference.measure(Extraction(features=Projected()), NEEDS)
     assert "does not say what its features are; taken as those of inception" in capsys.readouterr().err
-    assert (reference.num_images, reference.image_shape, found.known_num_images) == (None, (30, 30), None)
+    assert (reference.num_images, reference.image_shape, found.pool.n_is_known) == (None, (30, 30), False)
     assert found.pool_rows.shape == (6, 2048)
     with np.load(path) as arrays:
         np.testing.assert_array_equal(found.pool.covariance(), arrays["sigma"].astype(np.float64))
@@ -235,7 +235,6 @@ def test_an_unknown_number_of_images_is_no_number(tmp_path: Path) -> None:
         found.pool.update(np.zeros((3, 2048)))
     with pytest.raises(ValueError, match="unknown number"):
         Moments.empty(2048).merge(found.pool)
-    assert FeatureSet().known_num_images == 0
 
 
 def test_mu_and_sigma_alone_serve_fid_only(tmp_path: Path) -> None:
@@ -386,15 +385,8 @@ def test_a_folder_is_a_reference(folder: Path, reference: Path, run: Callable[..
     for index, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{index:03d}.png")
     np.savez(tmp_path.parent / "same.npz", images)
-    out = run(
-        "evaluate",
-        tmp_path,
-        tmp_path.parent / "same.npz",
-        "--metrics",
-        "fid",
-        "--features",
-        "digits",
-        "--device",
-        "cpu",
-    ).output
-    assert abs(float(out.split()[-1])) < 1e-6
+    options = ("--metrics", "fid,precision", "--features", "digits", "--device", "cpu", "--no-cache")
+    of_folder, of_npz = (
+        run("evaluate", known, reference, *options).output for known in (tmp_path, tmp_path.parent / "same.npz")
+    )
+    assert of_folder == of_npz
