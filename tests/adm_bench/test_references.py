@@ -387,6 +387,6 @@ def test_a_folder_is_a_reference(folder: Path, reference: Path, run: Callable[..
     np.savez(tmp_path.parent / "same.npz", images)
     options = ("--metrics", "fid,precision", "--features", "digits", "--device", "cpu", "--no-cache")
     of_folder, of_npz = (
-        run("evaluate", known, reference, *options).output for known in (tmp_path, tmp_path.parent / "same.npz")
+        run("evaluate", known, reference, *options).stdout for known in (tmp_path, tmp_path.parent / "same.npz")
     )
     assert of_folder == of_npz
