@@ -165,7 +165,7 @@ def evaluate(
         features=features.name,
         features_sha256=features.digest,
         num_images=len(samples),
-        num_reference_images=known.known_num_images,
+        num_reference_images=reference.num_images,
         num_reference_rows=len(known.pool_rows),
         samples_sha256=checks.digest,
         warnings=checks.warnings,

@@ -83,7 +83,7 @@ def show_neighbours(
     images, scale = _images(training), scale or -(-SMALLEST_TILE_PX // min(samples.image_shape))
     _require_possible(images, samples, chosen, num_neighbours, scale)
     require_same_size(samples, training)
-    require_other(samples, None, training)
+    require_other(samples, training)
     shown = _read(samples, chosen)
     known = training.measure(extraction, ROWS)
     few = IteratedImages(samples.name, [shown], len(shown), samples.image_shape)
@@ -121,7 +121,7 @@ def show_memorisation(training: Reference, samples: ImageSet, extraction: Extrac
     InputError for another size, too few images, or the training images as samples.
     """
     require_same_size(samples, training)
-    require_other(samples, samples.digest(), training)
+    require_other(samples, training)
     known = training.measure(extraction, ROWS)
     measured = extraction.measure(samples, ROWS, "samples")
     # no number here is of precision's half arithmetic, so its pass is not made

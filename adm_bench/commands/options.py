@@ -1,6 +1,7 @@
 """Options that several commands share, and how their texts become values."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -71,11 +72,19 @@ def preparation_options(command: F) -> F:
     return size(convert(command))
 
 
+def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse NaN, which no range excludes, and infinity."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number; expected gigabytes, such as 4 or 0.5", ctx, param)
+    return value
+
+
 def keeping_options(command: F) -> F:
     """`--memory-gb` and `--no-cache`: where features lie."""
     memory = click.option(
         "--memory-gb",
         type=click.FloatRange(min=0),
+        callback=_finite,
         default=DEFAULT_MEMORY_GB,
         help="Features that stay in memory; more lie in a temporary file.",
     )
