@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from adm_bench.errors import InputError
-from adm_bench.files import file_sha256
 from adm_bench.images.dataset import ImageSet, Labels
 from adm_bench.images.encoded import EncodedImages
+from adm_bench.images.iterated import UnknownDigestError
+from adm_bench.images.pixels import are_same_images
 from adm_bench.references import Reference
 from metrics.protocol import EvaluationProtocol, Features, Metric
 
@@ -44,9 +45,9 @@ def check_samples(
                 "sample more"
             )
     needs = frozenset[str]().union(*(metric.needs for metric in metrics))
-    reference.check(features, needs)
+    reference.check(features, needs, metrics)
     digest = _digest(samples)
-    require_other(samples, digest, reference)
+    require_other(samples, reference)
     warnings = _warnings(samples, digest, reference, metrics, features.protocol)
     return SampleChecks(warnings=tuple(warnings), digest=digest)
 
@@ -54,10 +55,8 @@ def check_samples(
 def _digest(samples: ImageSet) -> str | None:
     try:
         return samples.digest()
-    except InputError:
-        if Path(samples.name).exists():
-            raise
-        return None  # images that are made as they are asked for
+    except UnknownDigestError:
+        return None
 
 
 def require_same_size(samples: ImageSet, reference: Reference) -> None:
@@ -95,16 +94,16 @@ def require_labels(samples: ImageSet, reference: Reference) -> tuple[Labels, Lab
     return ours, theirs
 
 
-def require_other(samples: ImageSet, digest: str | None, reference: Reference) -> None:
-    """InputError where the reference is given as the samples, under whatever name."""
+def require_other(samples: ImageSet, reference: Reference) -> None:
+    """InputError where the reference, or its very images, are given as the samples: by path, or as of `pixels`."""
     path = Path(samples.name)
-    same = path.exists() and path.resolve() == reference.path.resolve()
-    if not same and reference.file is None and reference.images is not None:
-        same = digest is not None and reference.images.digest() == digest
-    elif not same and path.is_file() and path.stat().st_size == reference.path.stat().st_size:
-        same = file_sha256(reference.path) == digest
-    if same:
+    if path.exists() and path.resolve() == reference.path.resolve():
         raise InputError(f"{samples.name}: is the reference itself ({reference.path}); give samples of a generator")
+    if reference.images is not None and are_same_images(samples, reference.images):
+        raise InputError(
+            f"{samples.name}: is the reference itself ({reference.path}), whose {len(samples)} images have the same "
+            "pixels, in this or another order; give samples of a generator"
+        )
 
 
 def _warnings(
@@ -118,9 +117,10 @@ def _warnings(
     published = PUBLISHED_NUM_IMAGES.get(protocol.name, 0)
     if len(samples) < published:
         yield (
-            f"{len(samples)} samples, where published numbers of protocol {protocol.name} are of {published}: FID and "
-            f"sFID come out higher, by a bias that goes as 1/n and is {published / len(samples):.3g} times that of "
-            f"{published}, and precision and recall shift; compare with equal numbers only"
+            f"{len(samples)} samples, where published numbers of protocol {protocol.name} are of {published}: "
+            "Fréchet distances come out higher, by a bias that goes as 1/n and is "
+            f"{published / len(samples):.3g} times that of {published}, and precision and recall shift; compare with "
+            "equal numbers only"
         )
     try:
         labels = samples.labels

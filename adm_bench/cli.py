@@ -91,7 +91,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     epilog=example(
-        "adm-bench run examples/digits.toml        everything at once; or step by step:",
+        "adm-bench run examples/digits.toml     everything at once; or step by step:",
         "adm-bench train adm --data digits --out runs/adm",
         "adm-bench sample adm --weights runs/adm --num 1797 --out samples.npz",
         "adm-bench reference digits --features digits --out ref.npz",

@@ -19,6 +19,7 @@ from metrics.evaluation_protocol import PrPrecision
 from metrics.per_class import ClassDistance, class_distances
 from metrics.protocol import EvaluationProtocol, Features, Metric
 from metrics.uncertainty import INTERVALS, Interval
+from reports.quantities import QUANTITIES, of_features
 
 DEFAULT_METRICS = ("fid", "sfid", "is", "precision", "recall", "copied")
 
@@ -46,17 +47,23 @@ class Evaluation:
     @property
     def class_table(self) -> Iterator[str]:
         """FID and KID class by class as lines of text, with one that explains their mark; nothing without classes."""
+        fid, kid = (of_features(QUANTITIES[name], self.features).label for name in ("fid", "kid"))
         if self.classes:
-            yield f"{'class':>7}{'n':>9}{'n_ref':>9}{'FID':>14}  {'KID':>14}"
+            yield f"{'class':>7}{'n':>9}{'n_ref':>9}{fid:>14}  {kid:>14}"
         for each in self.classes:
             mark = "*" if each.rank_deficient else " "
             counts = f"{each.num_samples:>9}{each.num_reference_images:>9}"
             yield f"{each.label:>7}{counts}{each.fid:>14.6g}{mark} {each.kid:>14.6g}"
         if any(each.rank_deficient for each in self.classes):
             yield (
-                "* no more images than features on a side: this FID depends on n and n_ref more than on the images; "
-                "compare it where both are equal, or read KID, which has no such bias"
+                f"* no more images than features on a side: this {fid} depends on n and n_ref more than on the images; "
+                f"compare it where both are equal, or read {kid}, which has no such bias"
             )
+
+    def label(self, metric: Metric) -> str:
+        """What a metric is called with the features that it was measured in."""
+        known = QUANTITIES.get(metric.name)
+        return metric.label if known is None else of_features(known, self.features).label
 
     @property
     def headline(self) -> str:
@@ -91,14 +98,18 @@ def load_metrics(names: Sequence[str]) -> list[Metric]:
     return [registry.load("metrics", name) for name in names]
 
 
+def given_by(features: Features) -> frozenset[str]:
+    """The members of `metrics.statistics.NEEDS` that a network's features can fill."""
+    layers = {"pool": {"pool_moments", "pool_rows"}, "spatial": {"spatial_moments"}, "logits": {"logit_rows"}}
+    return frozenset[str]().union(*(layers[layer] for layer in features.layers))
+
+
 def default_metrics(reference: Reference, samples: ImageSet, features: Features) -> list[str]:
     """The metrics that are measured unless others are named: those that reference and features can serve.
 
     Where the Inception Score depends on the order of the samples, the one of a random order stands beside it.
     """
-    layers = {"pool": {"pool_moments", "pool_rows"}, "spatial": {"spatial_moments"}, "logits": {"logit_rows"}}
-    given = set[str]().union(*(layers[layer] for layer in features.layers))
-    served = given & (reference.serves | {"logit_rows"})
+    served = given_by(features) & (reference.serves | {"logit_rows"})
     names = [metric.name for metric in load_metrics(DEFAULT_METRICS) if metric.needs <= served]
     if "is" in names and len(samples) > features.protocol.inception_split_size:
         names.insert(names.index("is") + 1, "is_shuffled")
@@ -154,7 +165,7 @@ def evaluate(
         features=features.name,
         features_sha256=features.digest,
         num_images=len(samples),
-        num_reference_images=known.known_num_images,
+        num_reference_images=reference.num_images,
         num_reference_rows=len(known.pool_rows),
         samples_sha256=checks.digest,
         warnings=checks.warnings,

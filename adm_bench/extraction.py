@@ -21,6 +21,7 @@ from adm_bench import progress
 from adm_bench.errors import bad_input
 from adm_bench.files import atomic_path, fingerprint
 from adm_bench.images.dataset import Images, ImageSet, images_at_a_time
+from adm_bench.images.iterated import UnknownDigestError
 from adm_bench.ranks import Ranks
 from metrics.protocol import Features
 from metrics.rows import MemoryBudget
@@ -138,7 +139,7 @@ class Extraction:
             raise
 
     def _measure(self, images: ImageSet, needs: frozenset[str], title: str) -> FeatureSet:
-        cache = None if self.cache_root is None else FeatureCache.open(self.cache_root, images, self.features)
+        cache = self._cache(images)
         measured = FeatureSet(needs=needs, device=self.features.device, budget=self.budget)
         reader = Reader(images)
         num_parts = -(-len(images) // PART_IMAGES)
@@ -151,6 +152,19 @@ class Extraction:
                         measured.update(each)
                     advance(len(each.pool))
         return measured
+
+    def _cache(self, images: ImageSet) -> FeatureCache | None:
+        """Where features of the images are kept; nowhere where nobody can know the images again."""
+        if self.cache_root is None:
+            return None
+        try:
+            return FeatureCache.open(self.cache_root, images, self.features)
+        except UnknownDigestError:
+            progress.say(
+                f"note: {images.name}: features are not kept, since nobody knows yet which images these are; to keep "
+                "them, hand in source_digest, which says what decides them"
+            )
+            return None
 
     def _part(self, reader: Reader, part: int, cache: FeatureCache | None) -> FeatureBatch:
         kept = None if cache is None else cache.read(part)

@@ -35,13 +35,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{PARTIAL_SUFFIX}")
     try:
         yield temporary
-        inside = [temporary] if temporary.is_file() else [*temporary.rglob("*"), temporary]
-        for item in inside:
-            _flush(item)
-        temporary.replace(path)
-        _flush(path.parent)
+        _put_in_place(temporary, path)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def resumable_path(path: Path) -> Iterator[Path]:
+    """As `atomic_path`, for one file, of always the same temporary name: a block that ends badly leaves it.
+
+    A later block finds what the earlier one wrote, and goes on with it or removes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+    yield temporary
+    _put_in_place(temporary, path)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Flush a file or folder to the disk and give it its name."""
+    inside = [temporary] if temporary.is_file() else [*temporary.rglob("*"), temporary]
+    for item in inside:
+        _flush(item)
+    temporary.replace(path)
+    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

@@ -83,7 +83,7 @@ def show_neighbours(
     images, scale = _images(training), scale or -(-SMALLEST_TILE_PX // min(samples.image_shape))
     _require_possible(images, samples, chosen, num_neighbours, scale)
     require_same_size(samples, training)
-    require_other(samples, None, training)
+    require_other(samples, training)
     shown = _read(samples, chosen)
     known = training.measure(extraction, ROWS)
     few = IteratedImages(samples.name, [shown], len(shown), samples.image_shape)
@@ -121,13 +121,22 @@ def show_memorisation(training: Reference, samples: ImageSet, extraction: Extrac
     InputError for another size, too few images, or the training images as samples.
     """
     require_same_size(samples, training)
-    require_other(samples, samples.digest(), training)
+    require_other(samples, training)
     known = training.measure(extraction, ROWS)
     measured = extraction.measure(samples, ROWS, "samples")
     # no number here is of precision's half arithmetic, so its pass is not made
     protocol = replace(extraction.features.protocol, pr_precision="fp32")
-    comparison = Comparison(samples=measured, reference=known, protocol=protocol)
-    with bad_input(f"{samples.name} against {training.path}"):
+    num_training = len(known.pool_rows)
+    with (
+        bad_input(f"{samples.name} against {training.path}"),
+        progress.stage("distances to training images", num_training + len(samples), "images") as advance,
+    ):
+        comparison = Comparison(
+            samples=measured,
+            reference=known,
+            protocol=protocol,
+            compared=lambda num_pairs: advance(num_pairs / num_training),
+        )
         distances = nearest_distances(comparison)
     curves = DistanceCurves(
         of_samples=distances.of_samples,

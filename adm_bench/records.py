@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from adm_bench.evaluation import Evaluation
 from adm_bench.files import write_text
+from adm_bench.images.dataset import ImageSet
 from adm_bench.provenance import provenance
+from adm_bench.references import Reference
 from generators.configuration import to_mapping
 from metrics.protocol import Metric
 from reports.records import Record, to_json_line
@@ -22,11 +25,23 @@ class Circumstances:
     generator: str
     device: str | None = None
     precision: str | None = "fp32"
+    """Arithmetic of the networks that were timed or counted; metrics have their protocol's."""
     seed: int | None = None
     num_images: int | None = None
     world_size: int = 1
     settings: Mapping[str, object] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+def skipped_images(samples: ImageSet, reference: Reference) -> dict[str, Any]:
+    """How many unreadable images either side was measured without, and those of the reference by name, as settings.
+
+    Nothing where there are none; a sample's preparation names its own.
+    """
+    theirs = {} if reference.images is None else reference.images.preparation.get("skipped", {})
+    counts = {"samples": len(samples.preparation.get("skipped", {})), "reference": len(theirs)}
+    named = {"reference_skipped": theirs} if theirs else {}
+    return {"num_skipped": counts, **named} if any(counts.values()) else {}
 
 
 def measured(values: Mapping[str, float], circumstances: Circumstances) -> list[Record]:
@@ -90,7 +105,7 @@ def _record(
         num_images=evaluation.num_images if evaluation else circumstances.num_images,
         num_reference_images=evaluation.num_reference_images if evaluation else None,
         seed=circumstances.seed,
-        precision=circumstances.precision,
+        precision=evaluation.protocol.arithmetic_of(quantity) if evaluation else circumstances.precision,
         device=circumstances.device,
         world_size=circumstances.world_size,
         settings=dict(circumstances.settings),

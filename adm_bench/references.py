@@ -5,6 +5,7 @@ OpenAI's npz holds `mu`, `sigma` (pool features), `mu_s`, `sigma_s` (spatial fea
 clean-fid's hold `mu` and `sigma` only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ from adm_bench.images.dataset import ImageSet
 from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
 from adm_bench.images.npz_images import NpzImages
 from adm_bench.images.sources import open_image_set
-from metrics.protocol import Features
+from metrics.frechet import checked_gaussian
+from metrics.protocol import Features, Metric
 from metrics.statistics import FeatureSet, Moments
 
 INCEPTION_WIDTHS = {"mu": 2048, "mu_s": 2023}
 UNSTATED_FEATURES = {"inception": INCEPTION_WIDTHS, "clean": INCEPTION_WIDTHS, "dinov2": {"mu": 1024}}
 """Feature networks whose statistics other programs store without saying so, and the widths of these."""
+STATISTICS = {"pool_moments": ("mu", "sigma"), "spatial_moments": ("mu_s", "sigma_s")}
+"""Of the members of `metrics.statistics.NEEDS` those that are stored, and the names of mean and covariance."""
+WAY_OUT = "make the statistics again, or take another reference"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
 
@@ -40,17 +45,25 @@ class Reference:
     identity: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path, *, size: int | None = None, convert: bool = False) -> "Reference":
-        """Open an npz file, or images of any kind that `open_image_set` knows; InputError where it is no reference."""
+    def open(cls, path: Path, *, size: int | None = None, convert: bool = False, skip_bad: int = 0) -> "Reference":
+        """Open an npz file, or images of any kind that `open_image_set` knows, which takes the same options.
+
+        InputError where it is no reference.
+        """
         if path.suffix in PICKLES and path.is_file():
             raise InputError(why_not_pickles(path))
         if path.suffix != ".npz" or path.is_dir():
-            return cls(path=path, file=None, images=open_image_set(path, size=size, convert=convert), identity={})
+            found = open_image_set(path, size=size, convert=convert, skip_bad=skip_bad)
+            return cls(path=path, file=None, images=found, identity={})
         file = NpzFile(path)
         if IMAGES_KEY not in file and not {"mu", "sigma"} <= file.headers.keys():
-            raise InputError(f"{path}: no reference; expected arr_0, or mu and sigma, as adm-bench reference writes")
+            held = ", ".join(sorted(file.headers)) or "nothing"
+            raise InputError(
+                f"{path}: no reference; it holds {held}; expected arr_0, or mu and sigma, as adm-bench reference writes"
+            )
         images = NpzImages(path, [file], size) if IMAGES_KEY in file else None
-        return cls(path=path, file=file if "mu" in file else None, images=images, identity=read_identity(file))
+        has_statistics = any(name in file for names in STATISTICS.values() for name in names)
+        return cls(path=path, file=file if has_statistics else None, images=images, identity=read_identity(file))
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
@@ -83,48 +96,76 @@ class Reference:
         of_images = {"pool_moments", "spatial_moments", "pool_rows", "logit_rows"} if self.images is not None else set()
         if self.file is None:
             return frozenset(of_images)
-        stored = {"pool_moments", *({"spatial_moments"} if "mu_s" in self.file else ())}
+        stored = {need for need, names in STATISTICS.items() if all(name in self.file for name in names)}
         return frozenset(stored | (of_images & {"pool_rows"}))
 
-    def check(self, features: Features, needs: frozenset[str]) -> None:
-        """Before any network runs: InputError where its statistics are of other features, or needs are not served.
+    def check(self, features: Features, needs: frozenset[str], metrics: Sequence[Metric] = ()) -> None:
+        """Before any network runs: InputError where it cannot give `needs`, or has too few images for the metrics.
 
-        Logits are needed of samples only.
+        Its statistics must be of these features; those that are needed must be whole and usable. Logits are needed of
+        samples only.
         """
         if self.file is not None:
             self._require_features(features)
-        missing = needs - self.serves - {"logit_rows"}
-        if missing:
-            held = {"pool_moments": "FID", "spatial_moments": "sFID", "pool_rows": "precision, recall and their like"}
-            able = ", ".join(text for need, text in held.items() if need in self.serves)
-            unable = ", ".join(text for need, text in held.items() if need in missing)
+        self._require_usable(needs - {"logit_rows"})
+        for metric in metrics:
+            self.check_metric(metric)
+
+    def check_metric(self, metric: Metric) -> None:
+        """As `check`, whatever the features: InputError where it cannot serve the metric."""
+        needs = metric.needs - {"logit_rows"}
+        self._require_usable(needs)
+        if not needs or self.images is None or not (self.file is None or "pool_rows" in needs):
+            return  # no image of it is read
+        if len(self.images) < metric.min_images:
             raise InputError(
-                f"{self.path}: holds no statistics or images for {unable}; it serves {able} only: name such metrics "
-                "(--metrics fid), or take another reference"
+                f"{self.path}: holds {len(self.images)} images; {metric.label} needs {metric.min_images} or more of a "
+                "reference: take a larger one, or name other metrics (--metrics)"
             )
 
+    def _require_usable(self, needs: frozenset[str]) -> None:
+        """InputError where statistics or images that are needed are absent, or such statistics are none."""
+        for need in sorted(needs & STATISTICS.keys()):
+            names = STATISTICS[need]
+            held = [name for name in names if self.file is not None and name in self.file]
+            if len(held) == 1:
+                (absent,) = set(names) - set(held)
+                raise InputError(f"{self.path}: holds {held[0]} and no {absent}; expected both or neither: {WAY_OUT}")
+        missing = needs - self.serves
+        if missing:
+            kinds = {"pool_moments": "FID", "spatial_moments": "sFID", "pool_rows": "precision, recall and their like"}
+            able = ", ".join(text for need, text in kinds.items() if need in self.serves)
+            unable = ", ".join(text for need, text in kinds.items() if need in missing)
+            raise InputError(
+                f"{self.path}: holds no statistics or images for {unable}; it serves {able or 'nothing'} only: name "
+                "such metrics (--metrics fid), or take another reference"
+            )
+        if self.file is not None:
+            for need in sorted(needs & STATISTICS.keys()):
+                self._moments(need)
+
     def measure(self, extraction: Extraction, needs: frozenset[str]) -> FeatureSet:
-        """Stored statistics where there are any, features of the images where those are needed.
+        """Stored statistics where they are needed and there, features of the images for the rest; nothing else.
 
         InputError as of `check`.
         """
         features, needs = extraction.features, needs - {"logit_rows"}
         self.check(features, needs)
+        stored = frozenset[str]() if self.file is None else needs & STATISTICS.keys()
         from_images = None
-        if self.images is not None and (self.file is None or "pool_rows" in needs):
-            wanted = needs if self.file is None else frozenset({"pool_rows"})
-            from_images = extraction.measure(self.images, wanted, "reference features")
-        if self.file is None:
-            assert from_images is not None  # a reference has statistics or images
+        if needs - stored:
+            assert self.images is not None  # as was checked
+            from_images = extraction.measure(self.images, needs - stored, "reference features")
+        if from_images is not None and not stored:
             return from_images
-        if "features_sha256" not in self.identity:
+        if stored and "features_sha256" not in self.identity:
             progress.say(f"{self.path}: does not say what its features are; taken as those of {features.name}")
         with bad_input(self.path):
             return FeatureSet(
                 needs=needs,
                 device=features.device,
-                pool=self._moments("mu", "sigma"),
-                spatial=self._moments("mu_s", "sigma_s") if "mu_s" in self.file else None,
+                pool=self._moments("pool_moments") if "pool_moments" in stored else None,
+                spatial=self._moments("spatial_moments") if "spatial_moments" in stored else None,
                 pool_rows=from_images.pool_rows if from_images is not None and len(from_images.pool_rows) else None,
             )
 
@@ -152,18 +193,33 @@ class Reference:
                     f"are {width}: take a reference of these features"
                 )
 
-    def _moments(self, mean: str, covariance: str) -> Moments:
-        return Moments.from_mean_and_covariance(
-            self._statistic(mean).ravel(), self._statistic(covariance), self.num_images
-        )
+    def _moments(self, need: str) -> Moments:
+        """Stored mean and covariance; InputError where they are no such thing."""
+        mean_name, covariance_name = STATISTICS[need]
+        mean, covariance = self._statistic(mean_name).ravel(), self._statistic(covariance_name)
+        if covariance.shape != (mean.size, mean.size):
+            raise InputError(
+                f"{self.path}: {covariance_name} is {covariance.shape} and {mean_name} has {mean.size} values; "
+                f"expected ({mean.size}, {mean.size}): {WAY_OUT}"
+            )
+        with bad_input(f"{self.path}: {mean_name}, {covariance_name}"):
+            checked_gaussian(mean, covariance)
+            return Moments.from_mean_and_covariance(mean, covariance, self.num_images)
 
     def _statistic(self, name: str) -> NDArray[np.float64]:
-        """One stored array, of any floating type and order."""
+        """One stored array, of any floating type and order; InputError for other types and for NaN or infinity."""
         assert self.file is not None
-        values = self.file.load(name)
-        if values.dtype.kind != "f":
-            raise ValueError(f"{name} is {values.dtype}; expected floating-point numbers")
-        return np.ascontiguousarray(values, np.float64)
+        shape, dtype = self.file.headers[name]
+        if dtype.kind != "f":
+            raise InputError(f"{self.path}: {name} is {dtype}; expected floating-point numbers: {WAY_OUT}")
+        values = np.ascontiguousarray(self.file.load(name), np.float64)
+        bad = values.size - int(np.isfinite(values).sum())
+        if bad:
+            raise InputError(
+                f"{self.path}: {bad} of {values.size} values of {name} {shape} are NaN or infinite; expected finite "
+                f"numbers: {WAY_OUT}"
+            )
+        return values
 
 
 def why_not_pickles(path: Path) -> str:

@@ -11,7 +11,7 @@ from adm_bench import progress, registry, reporting
 from adm_bench.compute import network_cost, sampling_flops_per_image
 from adm_bench.devices import describe_device
 from adm_bench.errors import InputError, bad_input
-from adm_bench.evaluation import evaluate, load_features, load_metrics
+from adm_bench.evaluation import evaluate, given_by, load_features, load_metrics
 from adm_bench.extraction import Extraction
 from adm_bench.files import check_writable, file_sha256, is_foreign, read_json, sole_user, write_json
 from adm_bench.images.dataset import Dataset
@@ -46,7 +46,8 @@ class SuiteRun:
         self.device = device
         self.overwrite = overwrite
         self.dataset: Dataset = open_dataset(suite.data, suite.image_size)
-        self.features: Features = load_features(suite.features, device)
+        weights = None if suite.feature_weights is None else Path(suite.feature_weights)
+        self.features: Features = load_features(suite.features, device, weights)
         self.metrics = load_metrics(suite.metrics)
         self.reported = [row for row, spec in suite.generators.items() if self._is_reported(spec)]
         if not self.reported:
@@ -85,6 +86,11 @@ class SuiteRun:
             if self.suite.num_images < metric.min_images:
                 raise InputError(
                     f"num_images is {self.suite.num_images}; {metric.label} needs {metric.min_images} or more"
+                )
+            if missing := metric.needs - given_by(self.features):
+                raise InputError(
+                    f"metrics: {metric.label} needs {', '.join(sorted(missing))}, which features {self.features.name} "
+                    'do not give; name others, such as metrics = ["fid"]'
                 )
         choose_labels(self.suite.labels, self.suite.num_images, self.dataset.num_classes, self.suite.seed)
         for row, spec in self.suite.generators.items():

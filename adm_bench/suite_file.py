@@ -64,6 +64,8 @@ class Suite:
     data: str
     image_size: int | None = None
     features: str
+    feature_weights: str | None = None
+    """Weights of the feature network, as `--feature-weights` of `adm-bench evaluate`: the path of a file."""
     metrics: tuple[str, ...] = DEFAULT_METRICS
     num_images: int
     labels: str = "balanced"
@@ -118,6 +120,11 @@ def read_suite(path: Path) -> Suite:
         for name in names:
             if name not in registry.rows(group):
                 raise InputError(f"{path}: {unknown_name(group.removesuffix('s'), name, registry.rows(group))}")
+    if suite.feature_weights is not None and not Path(suite.feature_weights).is_file():
+        raise InputError(
+            f"{path}: feature_weights is {suite.feature_weights}: no such file; expected weights of features "
+            f"'{suite.features}'"
+        )
     for row, generator in suite.generators.items():
         with bad_input(f"{path}: generators.{row}.options"):
             from_mapping(registry.load("generators", generator.generator).Options, generator.all_options)

@@ -1,6 +1,5 @@
 """Surveys of images: what is in a file, a folder, an archive or an LMDB, before anybody computes with it."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,37 +14,36 @@ from adm_bench.checks import is_sorted
 from adm_bench.errors import InputError
 from adm_bench.files import file_sha256
 from adm_bench.images.ahead import ahead
-from adm_bench.images.dataset import Images, Labels
-from adm_bench.images.decoding import Preparation, decode, read_header
+from adm_bench.images.dataset import Images, Labels, pixel_hashes
+from adm_bench.images.decoding import Header, Preparation, UnreadableImageError, decode, read_header
 from adm_bench.images.encoded import READ_AHEAD, printable, read_labels
 from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
 from adm_bench.images.npz_images import NpzImages
 from adm_bench.images.stores import Store
+from adm_bench.references import Reference
 from metrics.protocol import Metric
 
 BATCH_SIZE = 1024
 FEW = 10
 """As many examples are named."""
-STATISTICS = {"pool_moments": ("mu", "sigma"), "spatial_moments": ("mu_s", "sigma_s")}
 
 
 @dataclass(kw_only=True)
 class Pixels:
     """What is counted of the images as they pass."""
 
-    hashes: list[bytes] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
     low: int = 255
     high: int = 0
 
     def add(self, pixels: Images) -> None:
         """Count one image, of any layout that is the same for all."""
-        shape = str(pixels.shape).encode()
-        self.hashes.append(hashlib.blake2b(shape + np.ascontiguousarray(pixels).tobytes(), digest_size=16).digest())
+        self.hashes.append(int(pixel_hashes(pixels[None])[0]))
         self.low, self.high = min(self.low, int(pixels.min())), max(self.high, int(pixels.max()))
 
     def duplicates(self, name: Callable[[int], str | int]) -> dict[str, Any]:
         """How many images equal an earlier one, pixel for pixel, and the first few of them."""
-        first: dict[bytes, int] = {}
+        first: dict[int, int] = {}
         pairs = [(first.setdefault(key, index), index) for index, key in enumerate(self.hashes)]
         again = [(one, other) for one, other in pairs if one != other]
         return {"number": len(again), "first": [[name(one), name(other)] for one, other in again[:FEW]]}
@@ -56,22 +54,24 @@ def survey_store(store: Store) -> dict[str, Any]:
     pixels = Pixels()
     readable: list[int] = []
     bad: dict[str, str] = {}
+    refused: dict[str, str] = {}
     counters: dict[str, Counter[str]] = {"sizes": Counter(), "modes": Counter(), "formats": Counter()}
     lossy = 0
 
-    def look(index: int) -> tuple[Any, Images] | str:
+    def look(index: int) -> tuple[Header, Images] | ValueError:
         try:
             content = store.read(index)
             header = read_header(content)
             return header, decode(content, Preparation(convert=True))
         except ValueError as error:
-            return str(error)
+            return error
 
     with progress.stage(f"inspect {store.root}", len(store.names), "images") as advance:
         for index, found in enumerate(ahead(look, range(len(store.names)), depth=READ_AHEAD)):
             advance(1)
-            if isinstance(found, str):
-                bad[printable(store.names[index])] = found
+            if isinstance(found, ValueError):
+                kind = bad if isinstance(found, UnreadableImageError) else refused
+                kind[printable(store.names[index])] = str(found)
                 continue
             header, image = found
             readable.append(index)
@@ -83,17 +83,33 @@ def survey_store(store: Store) -> dict[str, Any]:
     labels = read_labels(store)[1]
     kept = None if labels is None else labels[readable]
     number = len(readable)
+    options = {
+        "--size SIDE": len(counters["sizes"]) > 1,
+        "--convert": bool(counters["modes"].keys() - {"RGB"}),
+        f"--skip-bad {len(bad)}": bool(bad),
+    }
+    # one image that no option makes RGB of 8 bits keeps all others from being measured
+    served = [] if refused else _as_samples(number)
     return {
         "number": number,
         **{name: dict(counter.most_common(FEW)) for name, counter in counters.items()},
         "dtype": "uint8",
         "range": [pixels.low, pixels.high] if number else None,
         "stored_with_loss": lossy,
-        "unreadable": {"number": len(bad), "first": dict(list(bad.items())[:FEW])},
+        "unreadable": _few(bad),
+        "never_taken": _few(refused),
         "duplicates": pixels.duplicates(lambda index: printable(store.names[readable[index]])),
         "labels": None if kept is None else describe_labels(kept),
-        "serves": serves(number, as_reference=number),
+        "serves": {
+            "as_samples": served,
+            "as_reference": served,
+            "with_options": [option for option, is_needed in options.items() if is_needed and served],
+        },
     }
+
+
+def _few(reasons: dict[str, str]) -> dict[str, Any]:
+    return {"number": len(reasons), "first": dict(list(reasons.items())[:FEW])}
 
 
 def survey_npz(path: Path) -> dict[str, Any]:
@@ -109,8 +125,7 @@ def survey_npz(path: Path) -> dict[str, Any]:
     if IMAGES_KEY in file:
         found |= _survey_images(path, [file])
         number = found["images"].get("number", 0)
-    held = {need for need, names in STATISTICS.items() if all(name in file for name in names)}
-    found["serves"] = serves(number, as_reference=number, statistics=frozenset(held))
+    found["serves"] = {"as_samples": _as_samples(number), "as_reference": _as_reference(path)}
     return found | {"identity": read_identity(file)}
 
 
@@ -118,7 +133,9 @@ def survey_shards(path: Path, files: Sequence[NpzFile]) -> dict[str, Any]:
     """What the samples in a folder of npz files are."""
     found = _survey_images(path, files)
     number = found["images"].get("number", 0)
-    return {"what": "samples in shards", "files": len(files), **found, "serves": serves(number, as_reference=number)}
+    served = _as_samples(number)
+    serves = {"as_samples": served, "as_reference": served}
+    return {"what": "samples in shards", "files": len(files), **found, "serves": serves}
 
 
 def _survey_images(path: Path, files: Sequence[NpzFile]) -> dict[str, Any]:
@@ -157,17 +174,23 @@ def _histogram(values: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[int
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def serves(num_images: int, *, as_reference: int, statistics: frozenset[str] = frozenset()) -> dict[str, list[str]]:
-    """Names of the metrics that so many images can be measured by, and be the reference of, with what is stored."""
-    metrics: dict[str, Metric] = {name: registry.load("metrics", name) for name in registry.rows("metrics")}
-    able = {"pool_moments", "spatial_moments", "pool_rows"} if as_reference and not statistics else set(statistics)
-    able |= {"pool_rows"} if as_reference else set()
-    return {
-        "as_samples": [name for name, metric in metrics.items() if num_images >= metric.min_images],
-        "as_reference": [
-            name
-            for name, metric in metrics.items()
-            if metric.needs - {"logit_rows"} <= able
-            and (metric.needs & statistics or as_reference >= metric.min_images)
-        ],
-    }
+def _metrics() -> list[Metric]:
+    return [registry.load("metrics", name) for name in registry.rows("metrics")]
+
+
+def _as_samples(num_images: int) -> list[str]:
+    """Names of the metrics that so many images can be measured by; a reference without statistics needs as many."""
+    return [metric.name for metric in _metrics() if num_images >= metric.min_images]
+
+
+def _as_reference(path: Path) -> list[str]:
+    """Names of the metrics that an npz file can be the reference of, features aside: what `evaluate` would say."""
+
+    def is_served(metric: Metric) -> bool:
+        try:
+            Reference.open(path).check_metric(metric)
+        except InputError:
+            return False
+        return True
+
+    return [metric.name for metric in _metrics() if is_served(metric)]

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from adm_bench import progress
 from adm_bench.errors import InputError
-from adm_bench.files import atomic_path, check_writable, file_sha256, sole_user
+from adm_bench.files import check_writable, file_sha256, resumable_path, sole_user
 from generators.configuration import unknown_name
 
 HOME_VARIABLE = "ADM_BENCH_HOME"
@@ -101,50 +101,107 @@ def find_weights(name: str, given: Path | None = None) -> Path:
 def fetch(name: str, source: str | None = None) -> Path:
     """Get published weights from a file or URL, their own URL by default, unless they are here already.
 
-    Nothing takes the place of the file before size and SHA-256 are right; InputError where they are not.
+    A download that broke off goes on where it did, if the server can send a part of a file. Nothing takes the place of
+    the file before size and SHA-256 are right; InputError where they are not.
     """
     known = published(name)
     check_writable(known.path.parent)
     with sole_user(known.path.parent):
         if known.path.is_file() and file_sha256(known.path) == known.sha256:
             return known.path
-        with atomic_path(known.path) as temporary, _opened(source or known.url) as stream:
-            _copy_verified(stream, temporary, known, source or known.url)
+        with resumable_path(known.path) as partial:
+            _complete(partial, known, source or known.url)
     return known.path
 
 
-def _copy_verified(stream: BinaryIO, path: Path, known: PublishedWeights, source: str) -> None:
-    digest, copied = hashlib.sha256(), 0
-    with path.open("wb") as out, progress.stage(known.path.name, known.num_bytes, "bytes") as advance:
-        while chunk := stream.read(CHUNK_BYTES):
-            copied += len(chunk)
-            if copied > known.num_bytes:
-                raise InputError(f"{source}: is longer than the {known.num_bytes:,} bytes expected; try another source")
-            digest.update(chunk)
-            out.write(chunk)
-            advance(len(chunk))
+def _complete(path: Path, known: PublishedWeights, source: str) -> None:
+    """Write what a source has beyond the bytes that `path` holds; they stay only where more may follow."""
+    kept = path.stat().st_size if _is_url(source) and path.exists() else 0
+    with _opened(source, kept if kept < known.num_bytes else 0) as (stream, start):
+        digest, copied, broken = _copy(stream, start, path, known)
+    too_short = f"{source}: ended after {copied:,} of {known.num_bytes:,} bytes{broken}"
+    if copied < known.num_bytes and _is_url(source):
+        raise InputError(f"{too_short}; the same command again goes on there")
+    if (copied, digest) == (known.num_bytes, known.sha256):
+        return
+    path.unlink()
+    if copied > known.num_bytes:
+        raise InputError(f"{source}: is longer than the {known.num_bytes:,} bytes expected; try another source")
     if copied < known.num_bytes:
-        raise InputError(f"{source}: ended after {copied:,} of {known.num_bytes:,} bytes; try again")
-    if digest.hexdigest() != known.sha256:
+        raise InputError(f"{too_short}; try another source")
+    if start:
         raise InputError(
-            f"{source}: has sha256 {digest.hexdigest()}, expected {known.sha256}: it is another file, or damaged"
+            f"{source}: does not go on as the {start:,} bytes of an earlier attempt, which are removed now: with them "
+            f"the sha256 is {digest}, expected {known.sha256}; try again"
         )
+    raise InputError(f"{source}: has sha256 {digest}, expected {known.sha256}: it is another file, or damaged")
+
+
+def _copy(stream: BinaryIO, start: int, path: Path, known: PublishedWeights) -> tuple[str, int, str]:
+    """Append a stream to the first `start` bytes of a file, which is cut there, to a chunk more than expected at most.
+
+    Return the SHA-256 of the whole, its length, and in brackets what broke the stream off, if anything did.
+    """
+    digest, copied = hashlib.sha256(), start
+    path.touch()
+    with path.open("r+b") as file, progress.stage(known.path.name, known.num_bytes, "bytes", start) as advance:
+        file.truncate(start)
+        while content := file.read(CHUNK_BYTES):
+            digest.update(content)
+        while copied <= known.num_bytes:
+            try:
+                chunk = stream.read(CHUNK_BYTES)
+            except (OSError, http.client.HTTPException) as error:
+                return digest.hexdigest(), copied, f" ({_reason(error)})"
+            if not chunk:
+                break
+            copied += len(chunk)
+            digest.update(chunk)
+            file.write(chunk)
+            advance(len(chunk))
+    return digest.hexdigest(), copied, ""
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
-    """A file, or what a URL answers, as a stream; InputError, with the way out, where there is none."""
-    is_url = source.startswith(("http://", "https://"))
+def _opened(source: str, start: int = 0) -> Iterator[tuple[BinaryIO, int]]:
+    """A file, or what a URL answers, as a stream with the place that it begins at: `start`, or 0 if it must be.
+
+    InputError, with the way out, where there is none.
+    """
     try:
-        if is_url:
-            with urllib.request.urlopen(source, timeout=TIMEOUT_SEC) as answer:  # noqa: S310  scheme as above
-                yield answer
-        else:
-            with Path(source).open("rb") as file:
-                yield file
+        stream, begins = _request(source, start) if _is_url(source) else (Path(source).open("rb"), 0)  # noqa: SIM115  below
     except (OSError, http.client.HTTPException) as error:  # OSError: also urllib's URLError, and timeouts
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        way_out = "; fetch it on another machine and pass --from FILE" if is_url else ""
-        raise InputError(f"{source}: cannot be fetched ({reason}){way_out}") from error
+        way_out = "; fetch it on another machine and pass --from FILE" if _is_url(source) else ""
+        raise InputError(f"{source}: cannot be fetched ({_reason(error)}){way_out}") from error
+    with stream:
+        yield stream, begins
+
+
+def _request(url: str, start: int) -> tuple[BinaryIO, int]:
+    """Ask for a URL from byte `start` on (RFC 9110, section 14), and for all of it where that is not what comes."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310  checked
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_SEC)  # noqa: S310  checked by `_is_url`
+    except urllib.error.HTTPError as error:
+        if not start or error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        error.close()
+        return _request(url, 0)
+    if answer.status != http.client.PARTIAL_CONTENT:
+        return answer, 0
+    if start and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        return answer, start
+    answer.close()
+    if not start:
+        raise http.client.HTTPException("it answers with a part of the file that nobody asked for")
+    return _request(url, 0)
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _reason(error: Exception) -> object:
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or error

@@ -1,5 +1,6 @@
 """Samples against a reference: what a metric is given, with the passes over the features that metrics share."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +13,7 @@ from metrics.manifold import BallCounts, EvaluatorMembership, EvaluatorRadii
 from metrics.neighbours import Candidates, Neighbours
 from metrics.points import Points
 from metrics.statistics import FeatureSet
-from metrics.tiles import TILE_ROWS, Tiling
+from metrics.tiles import TILE_ROWS, Tile, Tiling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Comparison:
 
     Heavy passes run on `device` (the samples', if none is given) in O(tile) memory. They run when a metric first
     asks: one over the reference's rows, one over the samples', one over the two together, whatever number of
-    metrics read them.
+    metrics read them. Meanwhile `compared`, if given, is told after each tile how many pairs of images it held.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Comparison:
         device: torch.device | str | None = None,
         tile_rows: int = TILE_ROWS,
         evaluator_block: tuple[int, int] = EVALUATOR_BLOCK,
+        compared: Callable[[int], None] | None = None,
     ) -> None:
         self.samples = samples
         self.reference = reference
@@ -72,6 +74,7 @@ class Comparison:
         self.device = samples.device if device is None else torch.device(device)
         self.tile_rows = tile_rows
         self.evaluator_block = evaluator_block
+        self.compared = compared
         self._together: tuple[Memberships, Candidates] | None = None
 
     def require_rows(self, label: str, *, samples: int = 1, reference: int = 1) -> None:
@@ -113,7 +116,7 @@ class Comparison:
     def _nearest_alone(self) -> Candidates:
         samples, reference = self._points(self.samples), self._points(self.reference)
         candidates = Candidates(samples, reference, self._most_neighbours)
-        for tile in self._tiling(samples, reference).tiles():
+        for tile in self._counted(self._tiling(samples, reference).tiles()):
             candidates.add(tile.rows, tile.columns, tile.lower_bounds())
         return candidates
 
@@ -131,11 +134,18 @@ class Comparison:
     def _tiling(self, queries: Points, points: Points) -> Tiling:
         return Tiling(queries, points, tile_rows=self.tile_rows, evaluator_block=self.evaluator_block)
 
+    def _counted(self, tiles: Iterable[Tile]) -> Iterator[Tile]:
+        """The same tiles; each is reported when the next one is asked for."""
+        for tile in tiles:
+            yield tile
+            if self.compared is not None:
+                self.compared(tile.products.numel())
+
     def _pass_within(self, points: Points, neighbours: Candidates | None) -> Tensor | None:
         """Fill `neighbours`, if given, and return the squared radii of precision and recall."""
         k = self.protocol.neighbours
         radii = EvaluatorRadii(points, k) if self._in_half and len(points) > k else None
-        for tile in self._tiling(points, points).tiles_within():
+        for tile in self._counted(self._tiling(points, points).tiles_within()):
             if neighbours is not None:
                 neighbours.add(tile.rows, tile.columns, tile.lower_bounds())
             if radii is not None:
@@ -156,7 +166,7 @@ class Comparison:
         if len(reference.points) > self.protocol.density_neighbours:
             radii = reference.neighbours.nearest(self.protocol.density_neighbours).squared_distances[:, -1]
             dense = _counts(samples.points, reference.points, radii, centres_in_rows=True)
-        for tile in self._tiling(reference.points, samples.points).tiles():
+        for tile in self._counted(self._tiling(reference.points, samples.points).tiles()):
             lower_bounds = tile.lower_bounds()
             for counts in (in_reference, in_samples, dense):
                 if counts is not None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 PrPrecision = Literal["fp16", "fp32"]
+OF_PR_PRECISION = frozenset({"precision", "recall", "f_score"})
+"""The metrics whose arithmetic a protocol chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +43,7 @@ class EvaluationProtocol:
                 f"pr_precision of evaluation protocol {self.name!r} is {self.pr_precision!r}; "
                 f"it is one of {', '.join(get_args(PrPrecision))}"
             )
+
+    def arithmetic_of(self, metric: str) -> PrPrecision:
+        """In which arithmetic a metric, by its name, comes from the float32 features."""
+        return self.pr_precision if metric in OF_PR_PRECISION else "fp32"

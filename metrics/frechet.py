@@ -35,8 +35,8 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
 
     Shapes that differ, values that are not finite and matrices that are no covariance are a ValueError.
     """
-    m1, s1 = _checked_gaussian(mean1, cov1)
-    m2, s2 = _checked_gaussian(mean2, cov2)
+    m1, s1 = checked_gaussian(mean1, cov1)
+    m2, s2 = checked_gaussian(mean2, cov2)
     if m1.shape != m2.shape:
         raise ValueError(f"cannot compare statistics of {m1.size} and of {m2.size} features")
     trace_of_root = _trace_of_root_at_full_rank(s1, s2)
@@ -64,7 +64,11 @@ def _deviations(rows: NDArray[np.floating]) -> tuple[NDArray[np.float64], Matrix
     return mean, (values - mean) / np.sqrt(len(rows) - 1)
 
 
-def _checked_gaussian(mean: ArrayLike, cov: ArrayLike) -> tuple[NDArray[np.float64], Matrix]:
+def checked_gaussian(mean: ArrayLike, cov: ArrayLike) -> tuple[NDArray[np.float64], Matrix]:
+    """Return mean [D] and covariance [D, D] in float64, the latter symmetric to the last bit.
+
+    Shapes that do not fit, values that are not finite and a covariance that is not symmetric are a ValueError.
+    """
     m, s = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
     if m.ndim != 1 or s.shape != (m.size, m.size):
         raise ValueError(

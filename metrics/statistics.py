@@ -75,7 +75,7 @@ class Moments:
         if n is None:
             return cls(n=2, mean=mean.copy(), M2=covariance.copy(), n_is_known=False)
         if n < 2:
-            raise ValueError(f"found stored statistics of {n} images; a covariance takes at least 2")
+            raise ValueError(f"found stored statistics of {n} images; a covariance takes at least 2: make them of more")
         return cls(n=n, mean=mean.copy(), M2=covariance * (n - 1))
 
     def update(self, rows: NDArray[np.floating]) -> None:
@@ -156,11 +156,6 @@ class FeatureSet:
     def num_images(self) -> int:
         """Images behind the moments."""
         return 0 if self._pool is None else self._pool.n
-
-    @property
-    def known_num_images(self) -> int | None:
-        """Images behind the moments, or None where stored statistics do not say."""
-        return None if self._pool is not None and not self._pool.n_is_known else self.num_images
 
     @property
     def pool(self) -> Moments:

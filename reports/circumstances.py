@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import pandas as pd
 
+from reports.quantities import quantity_of
 from reports.records import Record
 
 SEPARATOR = " · "
@@ -28,10 +29,15 @@ def circumstances(records: Iterable[Record]) -> pd.DataFrame:
     A cell lists every value that the generator's records state, and is empty where they state none.
     """
     rows: dict[str, dict[str, dict[str, None]]] = {}
+    members: dict[str, list[Record]] = {}
     for record in records:
-        row = rows.setdefault(record.generator, {})
-        for name, text in _stated(record):
+        members.setdefault(record.generator, []).append(record)
+    for generator, several in members.items():
+        row = rows.setdefault(generator, {})
+        for name, text in (each for record in several for each in _stated(record)):
             row.setdefault(name, {})[text] = None  # a set that keeps its order
+        if "arithmetic" in row:
+            row["arithmetic"] = {arithmetic_in_words(several): None}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     return pd.DataFrame(
         [[SEPARATOR.join(row.get(name, ())) for name in names] for row in rows.values()],
@@ -45,6 +51,19 @@ def shared_and_varying(frame: pd.DataFrame) -> Circumstances:
     """Split what `circumstances` returns into what all rows share and what tells them apart."""
     shared = {str(name): str(frame[name].iloc[0]) for name in frame if frame[name].nunique() == 1}
     return Circumstances(shared=shared, varying=frame.drop(columns=list(shared)))
+
+
+def arithmetic_in_words(records: Iterable[Record]) -> str:
+    """Say in which arithmetic a generator's numbers came about: `fp32`, or `fp32; Precision, Recall: fp16`.
+
+    What most numbers have in common comes first, without their names; nothing where none states any.
+    """
+    labels: dict[str, dict[str, None]] = {}
+    for record in records:
+        if record.precision is not None:
+            labels.setdefault(record.precision, {})[quantity_of(record).label] = None
+    first, *others = sorted(labels, key=lambda name: -len(labels[name])) or [""]
+    return "; ".join([first, *(f"{', '.join(labels[name])}: {name}" for name in others)])
 
 
 def by_value(values: Mapping[str, Value]) -> list[tuple[str, Value]]:

@@ -106,7 +106,8 @@ def quality_cost_plot(records: Iterable[Record]) -> str | None:
     """
     everything = tuple(records)
     sheet = quality_sheet(everything)
-    cost, points = _points(sheet, compute_sheet(everything))
+    fid = sheet.column("fid")
+    cost, points = _points(sheet, fid, compute_sheet(everything))
     if not points:
         return None
     with mpl.rc_context():
@@ -119,12 +120,12 @@ def quality_cost_plot(records: Iterable[Record]) -> str | None:
                 "font.size": _FONT_PT,
             }
         )
-        figure = _draw(points, cost)
+        figure = _draw(points, fid, cost)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
-    names = ", ".join(f"{point.name} {QUANTITIES['fid'].text(point.fid)}" for point in points)
-    return _finished_svg(buffer.getvalue(), f"FID against {cost.label} on logarithmic axes: {names}")
+    names = ", ".join(f"{point.name} {fid.text(point.fid)}" for point in points)
+    return _finished_svg(buffer.getvalue(), f"{fid.label} against {cost.label} on logarithmic axes: {names}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,34 +190,34 @@ class _LogAxis:
         return shown
 
 
-def _points(quality: Sheet, compute: Sheet) -> tuple[Quantity, list[_Point]]:
-    fids = quality.frame[QUANTITIES["fid"].label].dropna()
+def _points(quality: Sheet, fid: Quantity, compute: Sheet) -> tuple[Quantity, list[_Point]]:
+    fids = quality.frame[fid.label].dropna()
     flops, evaluations = QUANTITIES["sampling_flops_per_image"], QUANTITIES["network_evaluations_per_image"]
     known = {cost.name: compute.frame[cost.label].dropna() for cost in (flops, evaluations)}
     cost = flops if fids.index.isin(known[flops.name].index).all() else evaluations
     costs = {str(name): float(value) for name, value in known[cost.name].items()}
-    best = best_in_column(quality, QUANTITIES["fid"].label)
+    best = best_in_column(quality, fid.label)
     return cost, [
         _Point(
             name=str(name),
             cost=costs[str(name)],
-            fid=float(fid),
+            fid=float(value),
             best=name in best,
             copies=name in quality.copying,
         )
-        for name, fid in fids.items()
+        for name, value in fids.items()
         if str(name) in costs
     ]
 
 
-def _draw(points: Sequence[_Point], cost: Quantity) -> Figure:
+def _draw(points: Sequence[_Point], fid: Quantity, cost: Quantity) -> Figure:
     across, up = _LogAxis.of([point.cost for point in points]), _LogAxis.of([point.fid for point in points])
     figure = Figure(figsize=(_WIDTH_PT / 72, _HEIGHT_PT / 72), dpi=72)
     FigureCanvasAgg(figure)  # measures text; one dot a point
     figure.patch.set_visible(False)
     axes = figure.add_axes((0.115, 0.155, 0.865, 0.75))
     axes.set(xlim=across.limits, ylim=up.limits)
-    _draw_frame(axes, across, up, cost)
+    _draw_frame(axes, across, up, (fid, cost))
     front = [(across.position(point.cost), up.position(point.fid)) for point in _front(points)]
     axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1, dashes=(3, 3), zorder=2)
     centres = _in_points(axes, [(across.position(point.cost), up.position(point.fid)) for point in points])
@@ -228,7 +229,8 @@ def _draw(points: Sequence[_Point], cost: Quantity) -> Figure:
     return figure
 
 
-def _draw_frame(axes: Axes, across: _LogAxis, up: _LogAxis, cost: Quantity) -> None:
+def _draw_frame(axes: Axes, across: _LogAxis, up: _LogAxis, shown: tuple[Quantity, Quantity]) -> None:
+    fid, cost = shown
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, pad=6, colors=MUTED)
@@ -247,7 +249,7 @@ def _draw_frame(axes: Axes, across: _LogAxis, up: _LogAxis, cost: Quantity) -> N
     axes.set_axisbelow(True)
     title = "FLOPs for one image" if cost.name.endswith("flops_per_image") else "network evaluations for one image"
     axes.figure.text(0.98, 0.012, title, color=MUTED, ha="right")
-    axes.figure.text(0.012, 0.945, "FID, lower is better", color=MUTED)
+    axes.figure.text(0.012, 0.945, f"{fid.label}, lower is better", color=MUTED)
 
 
 def _draw_labels(

@@ -97,8 +97,8 @@ def circumstances_by_part(records: Iterable[Record]) -> list[tuple[str, Circumst
 
 
 def legend(grids: Iterable[Grid]) -> list[Quantity]:
-    """Return the quantities of all columns, each once."""
-    return list({column.name: column for grid in grids for column in grid.columns}.values())
+    """Return the quantities of all columns, each once under each of its names and meanings."""
+    return list({(column.label, column.meaning): column for grid in grids for column in grid.columns}.values())
 
 
 def settings_by_generator(records: Iterable[Record]) -> dict[str, str]:

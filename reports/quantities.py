@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from reports.records import Record
@@ -10,6 +10,17 @@ from reports.records import Record
 Room = Literal["quality", "network", "sampling", "training"]
 NO_NUMBER = "–"
 LARGEST_DECIMALS = 4
+
+_INCEPTIONS_NAMES = (None, "inception", "clean", "digits")
+"""Features whose numbers have the names that the Inception network gave: its own, and those that stand in for them."""
+_STAND_INS = ("digits",)
+_SPELT = {"dinov2": "DINOv2"}
+_BESIDE_FEATURES = {"fid": "FD-{}", "fid_infinity": "FD∞-{}", "sfid": "sFD-{}", "kid": "KD-{}"} | {
+    "kid_subsets": "KD-{} subsets",
+    "is": "IS-{}",
+    "is_shuffled": "IS-{} shuffled",
+}
+"""What stands in place of the names that hold an I for Inception (FD-DINOv2, KD: Stein et al. 2023)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,11 +349,25 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 
+def of_features(quantity: Quantity, features: str | None) -> Quantity:
+    """Return a quantity under its name with these features: FID is of Inception's, FD-DINOv2 of DINOv2's."""
+    if quantity.name not in _BESIDE_FEATURES:
+        return quantity
+    if features in _STAND_INS:
+        ours = f"{quantity.meaning} (of features {features}: it compares with nothing published)"
+        return replace(quantity, meaning=ours)
+    if features in _INCEPTIONS_NAMES:
+        return quantity
+    label = _BESIDE_FEATURES[quantity.name].format(_SPELT.get(features, features))
+    short, dash, rest = label.partition("-")
+    return replace(quantity, label=label, short_label=f"{short}{dash}\n{rest}".replace(" ", "\n"))
+
+
 def quantity_of(record: Record) -> Quantity:
     """Return a record's row of the table; for a quantity that has none, one drawn from the record itself."""
     if known := QUANTITIES.get(record.quantity):
-        return known
-    taken = any(record.quantity == quantity.label for quantity in QUANTITIES.values())
+        return of_features(known, record.features)
+    taken = any(record.quantity == of_features(each, record.features).label for each in QUANTITIES.values())
     label = f"{record.quantity} (plug-in)" if taken else record.quantity
     return Quantity(
         name=record.quantity,

@@ -24,6 +24,9 @@ class Record:
     (sampler, sampling_steps, guidance_scale, preset), `inputs` maps an input's name to its sha256, and
     `provenance` says what measured it: commit, dirty, versions, created (ISO 8601) and machine. `interval` may hold
     `low`, `high`, `std_error` and the confidence `level` of the value, besides the `estimate` that they are around.
+    `precision` is the arithmetic that the number itself came about in: of sampling for a speed; for a metric that of
+    its distances ("fp16" for precision and recall as ADM's evaluator has them), and how the images were sampled is
+    among the settings. Numbers measured by early versions say "fp32" there whatever the metric.
     `image_class` is the class whose images alone were measured, None for a number of all; tables leave out the former.
     A field of the wrong type, an empty name, a newer schema or a world without processes raises ValueError.
     """

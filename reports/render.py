@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reports.circumstances import SEPARATOR, Circumstances, by_value
+from reports.circumstances import SEPARATOR, Circumstances, arithmetic_in_words, by_value
 from reports.figures import quality_cost_plot
 from reports.layout import (
     Grid,
@@ -27,13 +27,12 @@ from reports.layout import (
     sections,
     settings_by_generator,
 )
-from reports.quantities import QUANTITIES, quantity_of
+from reports.quantities import quantity_of
 from reports.records import Record
 from reports.tables import comparable_groups, compute_sheet, quality_sheet
 
 _PAGE = Path(__file__).with_name("page.html.j2")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_FID = QUANTITIES["fid"]
 _CSV_OF_QUALITY = (
     "protocol",
     "protocol_version",
@@ -174,9 +173,9 @@ def _samples(report: Report, shown: Sequence[Section]) -> list[Sample]:
         copies = False
         for section in shown:
             row = next((row for row in section.quality.rows if row.generator == generator), None)
-            fid = section.quality.columns.index(_FID) if _FID in section.quality.columns else None
-            if row is not None and fid is not None:
-                fids[f"FID {row.cells[fid].text}"] = f" ({section.under})"
+            for column, quantity in enumerate(section.quality.columns):
+                if row is not None and quantity.name == "fid":
+                    fids[f"{quantity.label} {row.cells[column].text}"] = f" ({section.under})"
             copies |= row is not None and row.copies
         samples.append(
             Sample(
@@ -190,7 +189,7 @@ def _samples(report: Report, shown: Sequence[Section]) -> list[Sample]:
     return samples
 
 
-def _csv_circumstances(records: Iterable[Record], generators: pd.Index) -> pd.DataFrame:
+def _csv_circumstances(records: Sequence[Record], generators: pd.Index) -> pd.DataFrame:
     """Lay circumstances out by generator; where a generator's records differ, a cell joins what they say."""
     names = (*_CSV_OF_QUALITY, *_CSV_OF_ALL)
     rows: dict[str, dict[str, dict[object, None]]] = {
@@ -200,6 +199,8 @@ def _csv_circumstances(records: Iterable[Record], generators: pd.Index) -> pd.Da
         is_quality = quantity_of(record).room == "quality"
         for name in names if is_quality else _CSV_OF_ALL:
             rows[record.generator][name][getattr(record, name)] = None  # a set that keeps its order
+    for generator, row in rows.items():
+        row["precision"] = {arithmetic_in_words(record for record in records if record.generator == generator): None}
     settings = settings_by_generator(records)
     return pd.DataFrame(
         [[settings[generator], *map(_joined, row.values())] for generator, row in rows.items()],

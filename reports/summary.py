@@ -12,7 +12,6 @@ CHEAPER_BY = 2.0
 CLOSE_WITHIN = 2.0
 """... and its FID is at most the best one's multiplied by this."""
 
-_FID = QUANTITIES["fid"]
 _FRACTIONS = {
     2: "half",
     3: "a third",
@@ -72,15 +71,16 @@ class _Costs:
 
 
 def _on_fid(sheet: Sheet, costs: _Costs) -> list[str]:
-    winners = best_in_column(sheet, _FID.label)
+    fid = sheet.column("fid")
+    winners = best_in_column(sheet, fid.label)
     if not winners:
         return []
-    fids = sheet.texts(_FID)
+    fids = sheet.texts(fid)
     best = winners[0]
     among = " of the generators that do not copy" if sheet.copying else ""
     verb = "have" if len(winners) > 1 else "has"
-    sentences = [f"{_listed(winners)} {verb} the best FID{among}: {fids[best]}{costs.in_words(best)}"]
-    ranked = sheet.frame[_FID.label].drop(list(sheet.copying)).dropna().sort_values(kind="stable")
+    sentences = [f"{_listed(winners)} {verb} the best {fid.label}{among}: {fids[best]}{costs.in_words(best)}"]
+    ranked = sheet.frame[fid.label].drop(list(sheet.copying)).dropna().sort_values(kind="stable")
     rivals = [str(generator) for generator in ranked.index if generator not in winners]
     if costs.without_network(best):
         return sentences
@@ -93,22 +93,24 @@ def _on_fid(sheet: Sheet, costs: _Costs) -> list[str]:
 
 
 def _cheaper_rival(best: str, rivals: Sequence[str], sheet: Sheet, costs: _Costs) -> list[str]:
-    values = sheet.frame[_FID.label]
+    fid = sheet.column("fid")
+    values = sheet.frame[fid.label]
     for rival in rivals:  # the best FID first
         ratio = costs.ratio(rival, best)
         if ratio is None or ratio[0] > 1 / CHEAPER_BY or values[rival] > CLOSE_WITHIN * values[best]:
             continue
-        return [f"{rival} reaches {sheet.texts(_FID)[rival]} at {_fraction(ratio[0])} of the {ratio[1]}"]
+        return [f"{rival} reaches {sheet.texts(fid)[rival]} at {_fraction(ratio[0])} of the {ratio[1]}"]
     return []
 
 
 def _on_other_metrics(sheet: Sheet) -> list[str]:
+    fid = sheet.column("fid")
     won: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for quantity in sheet.columns:
         winners = best_in_column(sheet, quantity.label)
-        if winners and quantity.room == "quality" and quantity is not _FID:
+        if winners and quantity.room == "quality" and quantity is not fid:
             won[winners].append(f"{quantity.label} ({sheet.texts(quantity)[winners[0]]})")
-    champions = best_in_column(sheet, _FID.label)
+    champions = best_in_column(sheet, fid.label)
     clauses = []
     for winners, columns in sorted(won.items(), key=lambda item: item[0] != champions):
         also = "also " if winners == champions else ""

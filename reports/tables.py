@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from reports.circumstances import by_value
-from reports.quantities import QUANTITIES, Quantity, Room, quantity_of
+from reports.quantities import QUANTITIES, Quantity, Room, of_features, quantity_of
 from reports.records import REFERENCE_INPUT, Record
 
 COPIES_ABOVE = 0.5
@@ -59,6 +59,14 @@ class Sheet:
     measured: tuple[Quantity, ...] = ()
     unranked: Mapping[str, str] = field(default_factory=dict)
     repeats: tuple[str, ...] = ()
+
+    def column(self, name: str) -> Quantity:
+        """Return the column of a quantity, by its name in records; ValueError where there is none."""
+        found = next((column for column in self.columns if column.name == name), None)
+        if found is None:
+            known = ", ".join(column.name for column in self.columns)
+            raise ValueError(f"the table has no column of {name!r}; it has those of {known}")
+        return found
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -130,10 +138,11 @@ def quality_sheet(records: Iterable[Record]) -> Sheet:
             f"records measured under different protocols cannot share a table ({found}): "
             "build one table for each with quality_sheets"
         )
-    members = next(iter(groups.values()), ())
+    under, members = next(iter(groups.items()), (None, ()))
+    features = None if under is None else under.features
     measured = {record.quantity for record in members}
     columns = _known_columns(
-        quantity
+        of_features(quantity, features)
         for name, quantity in QUANTITIES.items()
         if quantity.room == "quality" and (quantity.usual or name in measured)
     )

@@ -19,9 +19,10 @@ from adm_bench.commands.options import (
 @click.command(
     epilog=example(
         "adm-bench evaluate ref.npz samples.npz",
-        "adm-bench evaluate ref.npz samples/ --metrics fid,recall,kid --json numbers.json",
+        "adm-bench evaluate ref.npz samples/ --metrics fid,recall,kid --json out.json",
         "adm-bench evaluate VIRTUAL_imagenet256_labeled.npz samples.npz --intervals",
-        "adm-bench evaluate ref.npz samples.npz --metrics fid,kid --per-class --json numbers.json",
+        "adm-bench evaluate ref.npz samples.npz --metrics fid,kid --per-class \\",
+        "    --json numbers.json",
         "torchrun --nproc-per-node 8 -m adm_bench evaluate ref.npz samples.npz",
     )
 )
@@ -42,7 +43,11 @@ from adm_bench.commands.options import (
 @click.option("--per-class", is_flag=True, help="Also FID and KID class by class; both sides need labels.")
 @preparation_options
 @click.option(
-    "--skip-bad", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out up to N unreadable images."
+    "--skip-bad",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Leave out up to N unreadable images of either side.",
 )
 @keeping_options
 @click.option("--json", "json_path", type=FILE, help="Also write every number with its circumstances to this file.")
@@ -75,6 +80,7 @@ def command(
     """
     import json
 
+    from adm_bench import progress
     from adm_bench.devices import choose_device, describe_device
     from adm_bench.evaluation import default_metrics, evaluate, load_features, load_metrics
     from adm_bench.extraction import Extraction
@@ -82,7 +88,7 @@ def command(
     from adm_bench.images.npz import NpzFile, read_identity
     from adm_bench.images.sources import open_image_set
     from adm_bench.ranks import joined_ranks
-    from adm_bench.records import Circumstances, evaluated, evaluated_by_class
+    from adm_bench.records import Circumstances, evaluated, evaluated_by_class, skipped_images
     from adm_bench.references import Reference
     from adm_bench.weights_store import home
     from metrics.rows import MemoryBudget
@@ -90,8 +96,11 @@ def command(
 
     if json_path is not None:
         check_new_file(json_path, overwrite=overwrite, inputs=[reference, samples])
-    against = Reference.open(reference, size=size, convert=convert)
+    against = Reference.open(reference, size=size, convert=convert, skip_bad=skip_bad)
     images = open_image_set(samples, size=size, convert=convert, skip_bad=skip_bad)
+    skipped = skipped_images(images, against)
+    for side, count in skipped.get("num_skipped", {}).items():
+        progress.say(f"{side}: unreadable images left out: {count}")
     with joined_ranks() as ranks:
         features = load_features(
             features_name or against.identity.get("features") or "inception", choose_device(device), weights
@@ -117,7 +126,7 @@ def command(
         return
     click.echo(evaluation.headline)
     for metric in chosen:
-        line = f"{metric.label:<16}{evaluation.values[metric.name]:>14.6g}"
+        line = f"{evaluation.label(metric):<16}{evaluation.values[metric.name]:>14.6g}"
         if metric.name in evaluation.intervals:
             interval = evaluation.intervals[metric.name]
             line += f"   {100 * interval.level:.0f} %: {interval.low:.6g} to {interval.high:.6g}"
@@ -138,6 +147,7 @@ def command(
                 "generator": made_by.get("generator"),
                 **made_by.get("options", {}),
                 **images.preparation,
+                **skipped,
                 **told,
             },
             inputs={"samples": images.digest(), "reference": against.digest()},

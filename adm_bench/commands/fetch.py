@@ -19,8 +19,8 @@ def command(name: str, source: str | None, print_urls: bool) -> None:
     """Get weights that others published.
 
     NAME is inception (96 MB) or dinov2 (1.2 GB). Size and SHA-256 are checked before the file takes its place in
-    $ADM_BENCH_HOME/weights (~/.cache/adm-bench/weights unless that is set). No other command opens a network
-    connection.
+    $ADM_BENCH_HOME/weights (~/.cache/adm-bench/weights unless that is set). A download that broke off goes on there
+    when the command is given again. No other command opens a network connection.
     """
     from adm_bench.weights_store import fetch, published
 

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from adm_bench.commands.figures_of_samples import memorisation, neighbours
 from adm_bench.commands.options import (
     FILE,
     SamplingSteps,
+    bundled,
     device_option,
     example,
     overwrite_option,
@@ -93,17 +94,6 @@ class Request:
         return weights, options if self.preset is None else options | {"preset": self.preset}
 
 
-def with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Hand the command the options that every figure has as one `Request`."""
-
-    @functools.wraps(command)
-    def collected(**given: Any) -> None:
-        shared = {field.name: given.pop(field.name) for field in fields(Request)}
-        command(Request(**shared), **given)
-
-    return collected
-
-
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -130,7 +120,7 @@ def drawing_options(steps_default: str) -> Decorator:
             help="Side of the square that a pixel becomes.  [default: images of 64 pixels or more]",
         ),
         overwrite_option,
-        with_request,
+        bundled(Request),
     )
 
 
@@ -163,10 +153,12 @@ class InOrder(click.Group):
     epilog=example(
         "adm-bench figure reconstruction --weights runs/adm --data digits --out a.png",
         "adm-bench figure interpolation --weights runs/adm --data digits --out b.png",
-        "adm-bench figure guidance --weights runs/adm --classifier runs/cls --out c.png",
+        "adm-bench figure guidance --weights runs/adm --classifier runs/cls \\",
+        "    --out c.png",
         "adm-bench figure temperature --weights runs/adm --of epsilon --out d.png",
         "adm-bench figure neighbours digits samples.npz --features digits --out e.png",
-        "adm-bench figure memorisation digits samples.npz --features digits --out f.png",
+        "adm-bench figure memorisation digits samples.npz --features digits \\",
+        "    --out f.png",
     ),
 )
 def command() -> None:

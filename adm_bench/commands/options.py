@@ -1,12 +1,16 @@
 """Options that several commands share, and how their texts become values."""
 
+import functools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+Command = Callable[..., None]
 FILE = click.Path(path_type=Path)
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEFAULT_MEMORY_GB = 4.0
@@ -68,11 +72,19 @@ def preparation_options(command: F) -> F:
     return size(convert(command))
 
 
+def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse NaN, which no range excludes, and infinity."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number; expected gigabytes, such as 4 or 0.5", ctx, param)
+    return value
+
+
 def keeping_options(command: F) -> F:
     """`--memory-gb` and `--no-cache`: where features lie."""
     memory = click.option(
         "--memory-gb",
         type=click.FloatRange(min=0),
+        callback=_finite,
         default=DEFAULT_MEMORY_GB,
         help="Features that stay in memory; more lie in a temporary file.",
     )
@@ -101,6 +113,19 @@ def set_option(command: F) -> F:
         metavar="FIELD=VALUE",
         help="Change one field of the configuration; repeatable. Lists as in TOML: model.channel_mult=[1,2].",
     )(command)
+
+
+def bundled(kind: type) -> Callable[[Command], Command]:
+    """Hand a command those of its options that are fields of a dataclass as one such object, its first argument."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collected(**given: Any) -> None:
+            command(kind(**{field.name: given.pop(field.name) for field in fields(kind)}), **given)
+
+        return collected
+
+    return decorate
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:

@@ -24,9 +24,11 @@ from adm_bench.commands.options import (
         "adm-bench sample adm --weights runs/adm --num 1797 --out samples.npz",
         "adm-bench sample adm --weights runs/adm --sampler ddim --sampling-steps 25 \\",
         "    --classifier runs/cls --guidance-scale 2 --num 1797 --out guided.npz",
-        "adm-bench sample upsampler --weights runs/up --base samples.npz --out large.npz",
-        "adm-bench sample adm --preset 256x256_diffusion --weights 256x256_diffusion.pt \\",
-        "    --classifier-preset 256x256_classifier --classifier 256x256_classifier.pt --out adm-g.npz",
+        "adm-bench sample upsampler --weights runs/up --base samples.npz \\",
+        "    --out large.npz",
+        "adm-bench sample adm --preset 256x256_diffusion \\",
+        "    --weights 256x256_diffusion.pt --classifier-preset 256x256_classifier \\",
+        "    --classifier 256x256_classifier.pt --out adm-g.npz",
         "adm-bench sample memorizer --data digits --num 1797 --out copies.npz",
     )
 )

@@ -1,5 +1,6 @@
 """What a set of images is, one in memory, and the order in which training goes through it."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from generators.diffusion.noise import Stream, mix_seed
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+PixelHashes = NDArray[np.uint64]
 
 BATCH_BUDGET_BYTES = 2**28
 """Pixels that one batch may hold, so that memory is bounded whatever the size of the images."""
@@ -21,6 +23,13 @@ BATCH_BUDGET_BYTES = 2**28
 def images_at_a_time(batch_size: int, image_shape: tuple[int, int]) -> int:
     """`batch_size`, or the fewer RGB images of (H, W) that the budget of a batch allows; at least one."""
     return max(1, min(batch_size, BATCH_BUDGET_BYTES // (3 * image_shape[0] * image_shape[1])))
+
+
+def pixel_hashes(images: Images) -> PixelHashes:
+    """A hash of every image's shape and values (B,): equal for equal images of one layout, BLAKE2b of 64 bits."""
+    shape = str(images.shape[1:]).encode()
+    contents = (shape + np.ascontiguousarray(image).tobytes() for image in images)
+    return np.frombuffer(b"".join(hashlib.blake2b(each, digest_size=8).digest() for each in contents), np.uint64)
 
 
 class ImageSet(Protocol):

@@ -13,7 +13,7 @@ from adm_bench import progress
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import fingerprint
 from adm_bench.images.ahead import ahead
-from adm_bench.images.dataset import Images, Labels, images_at_a_time
+from adm_bench.images.dataset import Images, Labels, PixelHashes, images_at_a_time, pixel_hashes
 from adm_bench.images.decoding import (
     SUFFIXES,
     Header,
@@ -45,6 +45,8 @@ class EncodedImages:
         self.how = preparation
         self.class_names, self._all_labels = read_labels(store)
         self.skipped: dict[str, str] = {}
+        self.pixel_hashes: PixelHashes | None = None
+        """Of the images (3, H, W) as they are taken, where they were decoded to find unreadable ones."""
         self._kept: NDArray[np.int64] = np.arange(len(store.names))
         if skip_bad:
             self._leave_out(skip_bad)
@@ -167,11 +169,14 @@ class EncodedImages:
 
     def _leave_out(self, allowed: int) -> None:
         """Decode everything once and drop what cannot be; InputError where that is more than `allowed`."""
-        bad = {}
+        bad: dict[int, str] = {}
+        hashes: list[PixelHashes] = []
         with progress.stage(f"check {self.name}", len(self), "images") as advance:
-            for index, found in enumerate(ahead(self._problem, range(len(self)), depth=READ_AHEAD)):
-                if found is not None:
+            for index, found in enumerate(ahead(self._look, range(len(self)), depth=READ_AHEAD)):
+                if isinstance(found, str):
                     bad[index] = found
+                elif found is not None:
+                    hashes.append(found)
                 advance(1)
         if len(bad) > allowed:
             first = min(bad)
@@ -183,16 +188,20 @@ class EncodedImages:
         self._kept = np.delete(self._kept, list(bad))
         if not len(self._kept):
             raise NoImagesError(self.store.root)
+        if len(hashes) == len(self._kept):
+            self.pixel_hashes = np.concatenate(hashes)
 
-    def _problem(self, index: int) -> str | None:
-        """Why an image cannot be decoded; what is wrong with it otherwise is found when it is used."""
+    def _look(self, index: int) -> PixelHashes | str | None:
+        """Why an image cannot be decoded, or its hash (1,); None where it is wrong otherwise, or cropped later."""
         try:
-            decode(self.store.read(index), Preparation(convert=True))
+            content = self.store.read(index)
+            pixels = decode(content, Preparation(convert=True))
+            require_taken(read_header(content), self.how)
         except UnreadableImageError as error:
             return str(error)
-        except ValueError:
+        except ValueError:  # found when it is used
             return None
-        return None
+        return None if self.how.size else pixel_hashes(pixels.transpose(2, 0, 1)[None])
 
 
 def _has_lossy_name(name: str) -> bool:

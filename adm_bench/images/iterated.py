@@ -13,6 +13,10 @@ from adm_bench.errors import InputError
 from adm_bench.images.dataset import Images, Labels, images_at_a_time
 
 
+class UnknownDigestError(InputError):
+    """Nobody knows yet what decides the images, since they have not passed."""
+
+
 class IteratedImages:
     """`adm_bench.images.dataset.ImageSet` of an iterable of uint8 tensors or arrays (B, 3, H, W), any B.
 
@@ -97,9 +101,12 @@ class IteratedImages:
         return images
 
     def digest(self) -> str:
-        """See `ImageSet`; InputError before the images have passed, where nobody said what decides them."""
+        """See `ImageSet`; UnknownDigestError before the images have passed, where nobody said what decides them."""
         if self._digest is None:
-            raise InputError(f"{self.name}: its digest is known when all images have passed; ask afterwards")
+            raise UnknownDigestError(
+                f"{self.name}: its digest is known when all images have passed; ask afterwards, or hand in "
+                "source_digest, which says what decides them"
+            )
         return self._digest
 
     def fingerprint(self) -> str:

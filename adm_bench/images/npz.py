@@ -9,6 +9,7 @@ import math
 import reprlib
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,20 @@ class NpzFile:
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected an npz file")
         with self._reading(), zipfile.ZipFile(path) as archive:
+            self._require_each_once(archive)
             members = [item for item in archive.infolist() if item.filename.endswith(".npy")]
             self._headers = {item.filename.removesuffix(".npy"): _read_header(archive, item) for item in members}
+
+    def _require_each_once(self, archive: zipfile.ZipFile) -> None:
+        """InputError for a name that stands twice, of which one program reads the first and another the last."""
+        # numpy takes a member named arr_0 for arr_0.npy
+        counts = Counter(item.filename.removesuffix(".npy") for item in archive.infolist())
+        name, count = max(counts.items(), key=lambda one: one[1], default=("", 0))
+        if count > 1:
+            raise InputError(
+                f"{self.path}: holds {count} members named {name}; expected each name once: save it anew with "
+                "numpy.savez, with the arrays that are meant"
+            )
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

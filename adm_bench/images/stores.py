@@ -17,6 +17,9 @@ LABELS_FILE = "dataset.json"
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Ways to compress whose output Python's zipfile bounds; the others inflate a block at a time, however large."""
 
+UNIX_MODE_SHIFT = 16
+"""Where zip programs on Unix keep a file's mode among a member's attributes."""
+
 
 class Store(Protocol):
     """Encoded images by number, in a fixed order."""
@@ -88,6 +91,7 @@ class ZipStore:
         except Exception as error:  # a damaged directory leads zipfile to exceptions of many kinds
             said = " ".join(str(error).split())
             raise InputError(f"{root}: not a readable zip archive, perhaps truncated ({said}); make it anew") from error
+        self._refuse_links()
         found = [item for item in self.archive.infolist() if not item.is_dir() and has_image_name(item.filename)]
         self.members = sorted(found, key=lambda item: by_folder(item.filename))
         self.names = [item.filename for item in self.members]
@@ -95,6 +99,15 @@ class ZipStore:
             raise InputError(f"{root}: holds arrays, as npz files do; if it is one, rename it to end in .npz")
         if not self.names:
             raise NoImagesError(root)
+
+    def _refuse_links(self) -> None:
+        for item in self.archive.infolist():
+            is_link = stat.S_ISLNK(item.external_attr >> UNIX_MODE_SHIFT)
+            if is_link and not any(map(is_hidden, item.filename.split("/"))):
+                raise InputError(
+                    f"{self.root}: {item.filename} is a symbolic link, which is not followed inside an archive; its "
+                    "images would be missing: pack what it stands for (zip does, unless told --symlinks), or remove it"
+                )
 
     def read(self, index: int) -> bytes:
         """See `Store`."""

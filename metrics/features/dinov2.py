@@ -15,7 +15,7 @@ from metrics.features.dinov2_network import PATCH_SIZE, DinoNetwork
 from metrics.features.float32 import exact_float32
 from metrics.features.images import require_rgb
 from metrics.features.resize import resize_like_edm2
-from metrics.features.weights import load_strictly, weights_digest
+from metrics.features.weights import with_weights
 from metrics.protocol import EvaluationProtocol
 from metrics.statistics import FeatureBatch
 
@@ -50,12 +50,7 @@ class DinoFeatures:
     @classmethod
     def load(cls, device: torch.device, weights: Path | None = None) -> Self:
         """Load Meta's `dinov2_vitl14_pretrain.pth`, or the same as safetensors; a ValueError says what is wrong."""
-        if weights is None:
-            raise ValueError(f"features {cls.name} need weights and found none; give dinov2_vitl14_pretrain.pth")
-        digest = weights_digest(weights)
-        with torch.device("meta"):
-            network = DinoNetwork()
-        load_strictly(network, weights)
+        network, digest = with_weights(DinoNetwork, weights, features=cls.name, wanted="dinov2_vitl14_pretrain.pth")
         return cls(network, digest=digest, device=device)
 
     @torch.inference_mode()

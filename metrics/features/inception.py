@@ -14,7 +14,7 @@ from metrics.features.float32 import exact_float32
 from metrics.features.images import require_rgb
 from metrics.features.inception_network import INPUT_SIZE, InceptionNetwork
 from metrics.features.resize import resize_like_clean_fid, resize_like_tensorflow
-from metrics.features.weights import load_strictly, weights_digest
+from metrics.features.weights import with_weights
 from metrics.protocol import EvaluationProtocol
 from metrics.statistics import FeatureBatch
 
@@ -49,12 +49,9 @@ class InceptionFeatures:
     @classmethod
     def load(cls, device: torch.device, weights: Path | None = None) -> Self:
         """Load torch-fidelity's weights, `weights-inception-2015-12-05`; a ValueError says what is wrong with them."""
-        if weights is None:
-            raise ValueError(f"features {cls.name} need weights and found none; give a file of the Inception network")
-        digest = weights_digest(weights)
-        with torch.device("meta"):
-            network = InceptionNetwork()
-        load_strictly(network, weights)
+        network, digest = with_weights(
+            InceptionNetwork, weights, features=cls.name, wanted="a file of the Inception network"
+        )
         return cls(network, digest=digest, device=device)
 
     @torch.inference_mode()

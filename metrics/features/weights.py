@@ -2,15 +2,17 @@
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 DIFFERENCES_SHOWN = 3
 COUNTER = ".num_batches_tracked"
@@ -26,6 +28,20 @@ def weights_digest(path: Path) -> str:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file of weights") from None
+
+
+def with_weights(build: Callable[[], Network], path: Path | None, *, features: str, wanted: str) -> tuple[Network, str]:
+    """Return a network with a file's weights and that file's SHA-256; the network is built without memory of its own.
+
+    ValueError as of `load_strictly`, and where no file is given: it names the `features` and the file `wanted`.
+    """
+    if path is None:
+        raise ValueError(f"features {features} need weights and found none; give {wanted}")
+    digest = weights_digest(path)
+    with torch.device("meta"):
+        network = build()
+    load_strictly(network, path)
+    return network, digest
 
 
 def load_strictly(network: nn.Module, path: Path) -> None:

@@ -57,6 +57,14 @@ def test_help_is_complete(name: str) -> None:
     assert max(len(line) for line in result.output.splitlines()) <= 100
 
 
+@pytest.mark.parametrize("name", ["", *commands()])
+def test_help_fits_a_terminal_of_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = CliRunner().invoke(main, [*name.split(), "--help"])
+    assert result.exit_code == 0
+    assert [line for line in result.output.splitlines() if len(line) > 80] == []
+
+
 def test_help_shows_defaults_and_ranges() -> None:
     text = CliRunner().invoke(main, ["sample", "--help"], terminal_width=100).output
     for expected in ("[default: 256; x>=1]", "[default: 1000, or all of", "[ddpm|ddim]", "[x>=1]"):

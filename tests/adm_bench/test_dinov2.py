@@ -1,6 +1,7 @@
 """DINOv2 features from the command line, with a small network in place of the large one."""
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
@@ -58,6 +59,8 @@ def test_evaluates_with_weights_of_the_option_and_of_the_environment(
     monkeypatch.setenv("ADM_BENCH_DINOV2", str(weights))
     result = run("evaluate", reference, images["samples"], "--json", numbers)
     assert f"protocol dinov2 v1, features dinov2 {digest[:12]}, 6 samples against 6" in result.output
+    assert re.search("^FD-DINOv2 +[0-9]", result.stdout, re.MULTILINE)
+    assert "FID" not in result.output
     assert f"{weights} is not the published file (sha256 d5383ea8f487...)" in result.stderr
     assert "where published numbers of protocol dinov2 are of 50000" in result.stderr
     records = json.loads(numbers.read_text())

@@ -128,7 +128,7 @@ def test_classes_need_labels_that_mean_the_same(
 ) -> None:
     per_class = (*QUICK, "--features", "digits", "--metrics", "fid", "--per-class")
     assert f"{folder}: the samples have no labels" in refuse("evaluate", reference, folder, *per_class)
-    assert f"{folder}: the reference has no labels" in refuse("evaluate", folder, samples, *per_class)
+    assert f"{folder}: the reference has no labels" in refuse("evaluate", folder, reference, *per_class)
     with np.load(reference) as arrays:
         np.savez(tmp_path / "statistics.npz", mu=arrays["mu"], sigma=arrays["sigma"], adm_bench=arrays["adm_bench"])
     assert "statistics only" in refuse("evaluate", tmp_path / "statistics.npz", samples, *per_class)
@@ -146,15 +146,18 @@ def test_classes_need_labels_that_mean_the_same(
     assert "ranks of folders" in refuse("evaluate", tmp_path / "all", tmp_path / "few", *per_class)
 
 
-def test_another_arithmetic_is_another_protocol(run: Run, reference: Path, samples: Path) -> None:
-    evaluate = ("evaluate", reference, samples, *QUICK, "--metrics", "precision,recall")
+def test_another_arithmetic_is_another_protocol(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:
+    evaluate = ("evaluate", reference, samples, *QUICK, "--metrics", "precision,recall,f_score,fid,density")
+    out = tmp_path / "numbers.json"
     plain = run(*evaluate).stdout
     same = run(*evaluate, "--pr-precision", "fp32").stdout
-    other = run(*evaluate, "--pr-precision", "fp16").stdout
+    other = run(*evaluate, "--pr-precision", "fp16", "--json", out).stdout
     assert plain == same
     assert "protocol digits v1," in plain
     assert "protocol digits-fp16 v1," in other
     assert numbers(other) == pytest.approx(numbers(plain), abs=0.05)
+    stated = {record["quantity"]: record["precision"] for record in json.loads(out.read_text())}
+    assert stated == {"precision": "fp16", "recall": "fp16", "f_score": "fp16", "fid": "fp32", "density": "fp32"}
 
 
 def test_features_are_kept_and_reused(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def test_a_network_of_the_users_own(run: Run, refuse: Refuse, samples: Path, fol
         np.savez(tmp_path / "ref.npz", arr_0=255 - arrays["arr_0"])
     own = ("--features", "torchscript", "--feature-weights", tmp_path / "means.pt")
     found = numbers(run("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK).stdout)
-    assert found.keys() == {"FID", "Precision", "Recall", "Copied"}  # it has no spatial layer and no logits
+    assert found.keys() == {"FD-torchscript", "Precision", "Recall", "Copied"}  # it has no spatial layer and no logits
     assert "found none" in refuse("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK, "--metrics", "sfid")
 
 
@@ -233,6 +236,51 @@ def test_what_cannot_be_measured_is_refused_first(
     (record,) = json.loads(out.read_text())
     assert record["num_images"] == 59
     assert list(record["settings"]["skipped"]) == ["0031.png"]
+    assert record["settings"]["num_skipped"] == {"samples": 1, "reference": 0}
+
+
+def test_unreadable_images_of_the_reference_are_left_out_too(
+    run: Run, refuse: Refuse, reference: Path, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "bad")
+    for name in ("0007.png", "0031.png"):
+        (tmp_path / "bad" / name).write_bytes(b"no image")
+    with np.load(reference) as arrays:
+        np.savez(tmp_path / "other.npz", arrays["arr_0"][100:200])
+    evaluate = ("evaluate", tmp_path / "bad", tmp_path / "other.npz", *QUICK, "--features", "digits")
+    assert "bad/0007.png: not a readable image" in refuse(*evaluate, "--metrics", "fid")
+    assert "2 of 60 images are unreadable, and --skip-bad allows 1" in refuse(*evaluate, "--skip-bad", "1")
+    out = tmp_path / "numbers.json"
+    result = run(*evaluate, "--skip-bad", "2", "--metrics", "fid", "--json", out)
+    assert "reference: unreadable images left out: 2" in result.stderr
+    (record,) = json.loads(out.read_text())
+    assert (record["num_images"], record["num_reference_images"]) == (100, 58)
+    assert record["settings"]["num_skipped"] == {"samples": 0, "reference": 2}
+    assert list(record["settings"]["reference_skipped"]) == ["0007.png", "0031.png"]
+    for name in ("0007.png", "0031.png"):
+        (tmp_path / "bad" / name).unlink()
+    assert run(*evaluate, "--metrics", "fid").stdout == run(*evaluate, "--metrics", "fid", "--skip-bad", "9").stdout
+    assert numbers(run(*evaluate, "--metrics", "fid").stdout)["FID"] == pytest.approx(record["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e999"])
+def test_memory_is_a_finite_number(value: str, refuse: Refuse, reference: Path, samples: Path) -> None:
+    said = refuse("evaluate", reference, samples, *QUICK, f"--memory-gb={value}")
+    assert "Invalid value for '--memory-gb': " in said
+    assert "expected gigabytes, such as 4 or 0.5" in said or "range x>=0" in said
+
+
+def test_images_that_nobody_can_know_again_are_measured_without_a_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
+    features = adm_bench.load_features("digits", torch.device("cpu"))
+    extraction = adm_bench.Extraction(features=features, cache_root=tmp_path)
+    for digest, kept in ((None, 0), ("5eed", 1)):
+        images = adm_bench.IteratedImages("made", iter([pixels]), 8, (8, 8), source_digest=digest)
+        extraction.measure(images, frozenset({"pool_moments"}), "made")
+        assert len(list(tmp_path.rglob("part_*"))) == kept
+        assert ("made: features are not kept" in capsys.readouterr().err) == (digest is None)
 
 
 def test_processes_share_the_work(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_encoded_images_are_surveyed(inspect: Inspect, tmp_path: Path) -> None:
         assert found["labels"] == {"sorted": True, "histogram": {"0": 3, "1": 3}}
         assert 0 <= found["range"][0] < 30 < 220 < found["range"][1] <= 255
         assert "precision" in found["serves"]["as_samples"]
+        assert found["serves"]["with_options"] == ["--size SIDE", "--convert", "--skip-bad 1"]
 
 
 def test_npz_files_are_surveyed(inspect: Inspect, reference: Path, tmp_path: Path) -> None:
@@ -121,6 +122,60 @@ def test_a_folder_in_which_nothing_is_readable_is_surveyed(inspect: Inspect, tmp
     assert (found["number"], found["range"], found["unreadable"]["number"]) == (0, None, 2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, []),
+        ({"b.png": png(9, (8, 9))}, ["--size SIDE"]),
+        ({"b.png": png(9, mode="L")}, ["--convert"]),
+        ({"b.png": png(9, mode="RGBA"), "c.png": png(9)[:50]}, ["--convert", "--skip-bad 1"]),
+    ],
+)
+def test_images_serve_under_the_options_that_are_named_and_no_fewer(
+    changes: dict[str, bytes],
+    options: list[str],
+    inspect: Inspect,
+    run: Callable[..., Any],
+    refuse: Callable[..., str],
+    reference: Path,
+    tmp_path: Path,
+) -> None:
+    files = {f"{name}.png": png(seed) for seed, name in enumerate("abcdefgh")} | changes
+    (tmp_path / "set").mkdir()
+    for name, content in files.items():
+        (tmp_path / "set" / name).write_bytes(content)
+    serves = inspect(tmp_path / "set")["serves"]
+    assert serves["with_options"] == options
+    assert serves["as_samples"] == serves["as_reference"]
+    assert {"fid", "sfid", "is", "precision", "coverage"} <= set(serves["as_samples"])
+    assert not {"fid_infinity", "kid_subsets"} & set(serves["as_samples"])
+    given = " ".join(options).replace("SIDE", "8").split()
+    evaluate = ("evaluate", "--metrics", "fid", "--features", "digits", "--device", "cpu", "--no-cache")
+    for sides in ((reference, tmp_path / "set"), (tmp_path / "set", reference)):
+        run(*evaluate, *given, *sides)
+        for option in options:
+            fewer = [word for word in given if word not in option.replace("SIDE", "8").split()]
+            refuse(*evaluate, *fewer, *sides)
+
+
+def test_what_no_option_makes_rgb_serves_nothing(inspect: Inspect, tmp_path: Path) -> None:
+    for index in range(5):
+        (tmp_path / f"{index}.png").write_bytes(png(index))
+    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
+    found = inspect(tmp_path)
+    assert (found["never_taken"]["number"], found["unreadable"]["number"]) == (1, 0)
+    assert "more than 8 bits a channel" in found["never_taken"]["first"]["deep.png"]
+    assert found["serves"] == {"as_samples": [], "as_reference": [], "with_options": []}
+
+
+def test_statistics_that_are_none_serve_nothing(inspect: Inspect, tmp_path: Path) -> None:
+    arrays = {"mu": np.zeros(9), "sigma": np.eye(9), "mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    np.savez(tmp_path / "ref.npz", **arrays)
+    assert {"fid", "sfid", "is"} <= set(inspect(tmp_path / "ref.npz")["serves"]["as_reference"])
+    np.savez(tmp_path / "ref.npz", **arrays | {"sigma": np.full((9, 9), np.nan), "mu_s": np.zeros(4)})
+    assert inspect(tmp_path / "ref.npz")["serves"]["as_reference"] == ["is", "is_shuffled"]
+
+
 def metrics(*names: str) -> list[Metric]:
     return [registry.load("metrics", name) for name in names]
 
@@ -169,9 +224,11 @@ def test_samples_that_do_not_fit_are_refused(
         check_samples(samples, Reference.open(reference), metrics("fid", "precision"), features)
 
 
-def test_the_reference_is_no_sample_under_whatever_name(
+def test_the_reference_is_no_sample_under_whatever_name_and_in_whatever_container(
     reference: Path, features: DigitsFeatures, tmp_path: Path
 ) -> None:
+    with np.load(reference) as arrays:
+        np.savez(tmp_path / "mixed.npz", arrays["arr_0"][::-1])
     (tmp_path / "copy.npz").write_bytes(reference.read_bytes())
     (tmp_path / "set").mkdir()
     for index in range(8):
@@ -181,8 +238,10 @@ def test_the_reference_is_no_sample_under_whatever_name(
         (reference, reference),
         (tmp_path / "copy.npz", reference),
         (tmp_path / "link", tmp_path / "set"),
+        (tmp_path / "mixed.npz", reference),
+        (Path("digits"), reference),
     ):
-        with pytest.raises(InputError, match="is the reference itself"):
+        with pytest.raises(InputError, match=r"is the reference itself .*; give samples of a generator"):
             check_samples(open_image_set(samples), Reference.open(known), metrics("fid"), features)
 
 
@@ -245,7 +304,9 @@ def test_lossy_samples_and_copies_are_warned_of(reference: Path, features: Digit
         (tmp_path / f"jpeg/{index}.jpg").write_bytes(png(index, form="JPEG"))
     assert "stored with loss" in warned(open_image_set(tmp_path / "jpeg"), reference, features, "fid")
     digits = open_image_set("digits")
-    assert "the very images that the reference is of" in warned(digits, reference, features, "fid")
+    with np.load(reference) as arrays:  # a large data set's reference does not hold all images either
+        np.savez(tmp_path / "ref.npz", **{name: arrays[name] for name in ("mu", "sigma", "adm_bench")})
+    assert "the very images that the reference is of" in warned(digits, tmp_path / "ref.npz", features, "fid")
     made = IteratedImages("made", iter([torch.zeros(5, 3, 8, 8, dtype=torch.uint8)]), 5, (8, 8))
     found = check_samples(made, Reference.open(reference), metrics("fid"), features)
     assert found.digest is None

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from click.testing import Result
 from PIL import Image
 
+from adm_bench import memorisation, progress
 from adm_bench.errors import InputError
 from adm_bench.extraction import Extraction
 from adm_bench.images.digits import open_digits
 from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.sources import open_image_set
 from adm_bench.memorisation import choose_samples, open_training, show_memorisation, show_neighbours
+from metrics.comparison import Comparison
 from metrics.features.digits import DigitsFeatures
 
 Run = Callable[..., Result]
@@ -131,6 +134,21 @@ def test_a_memoriser_and_a_generator_of_new_images_look_different(
     assert (pictures[0] != pictures[1]).any(axis=2).mean() > 0.005
     copied = run("evaluate", "digits", fresh, *DIGITS, "--metrics", "copied").stdout.splitlines()[1]
     assert float(copied.split()[1]) == shares[1] / 100
+
+
+def test_progress_is_shown_while_distances_are_found(
+    run: Run, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_SEC", 0)
+    monkeypatch.setattr(progress, "WORTH_A_LINE_SEC", 0)
+    monkeypatch.setattr(memorisation, "Comparison", partial(Comparison, tile_rows=500))
+    said = run("figure", "memorisation", "digits", fresh, *DIGITS, "--out", tmp_path / "a.png").stderr
+    lines = [line for line in said.splitlines() if line.startswith("distances to training images: ")]
+    total = 1797 + len(open_image_set(fresh))
+    done = [float(line.split()[4].partition("/")[0]) for line in lines]
+    assert len(done) > 10
+    assert done == sorted(done)
+    assert f"{total}/{total} images in" in lines[-1]
 
 
 def test_features_of_training_images_are_kept(run: Run, fresh: Path, tmp_path: Path) -> None:

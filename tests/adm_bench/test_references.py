@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adm_bench import reference_building
+from adm_bench import reference_building, registry
 from adm_bench.errors import InputError
 from adm_bench.extraction import Extraction
 from adm_bench.images.crops import center_crop
@@ -24,7 +24,7 @@ from adm_bench.images.sources import open_image_set
 from adm_bench.reference_building import write_reference
 from adm_bench.references import Reference
 from metrics.protocol import EvaluationProtocol
-from metrics.statistics import NEEDS, FeatureBatch, FeatureSet, Moments
+from metrics.statistics import NEEDS, FeatureBatch, Moments
 
 FID_NEEDS = frozenset({"pool_moments"})
 
@@ -211,7 +211,7 @@ def test_openais_references_are_taken_as_inceptions(
     reference = Reference.open(path)
     found = reference.measure(Extraction(features=Projected()), NEEDS)
     assert "does not say what its features are; taken as those of inception" in capsys.readouterr().err
-    assert (reference.num_images, reference.image_shape, found.known_num_images) == (None, (30, 30), None)
+    assert (reference.num_images, reference.image_shape, found.pool.n_is_known) == (None, (30, 30), False)
     assert found.pool_rows.shape == (6, 2048)
     with np.load(path) as arrays:
         np.testing.assert_array_equal(found.pool.covariance(), arrays["sigma"].astype(np.float64))
@@ -235,7 +235,6 @@ def test_an_unknown_number_of_images_is_no_number(tmp_path: Path) -> None:
         found.pool.update(np.zeros((3, 2048)))
     with pytest.raises(ValueError, match="unknown number"):
         Moments.empty(2048).merge(found.pool)
-    assert FeatureSet().known_num_images == 0
 
 
 def test_mu_and_sigma_alone_serve_fid_only(tmp_path: Path) -> None:
@@ -254,8 +253,6 @@ def test_mu_and_sigma_alone_serve_fid_only(tmp_path: Path) -> None:
         (Projected(), 2048, spatial(768), r"mu_s has the shape \(768,\), but features inception are 2023"),
         (Projected("dinov2"), 2048, {}, r"mu has the shape \(2048,\), but features dinov2 are 1024"),
         (SMALL, 12, {}, "does not say which features .* these are own"),
-        (Projected(), 2048, {"sigma": np.eye(7)}, r"covariance of shape \(7, 7\)"),
-        (Projected(), 2048, {"mu": np.zeros(2048, np.int64)}, "mu is int64; expected floating-point"),
     ],
 )
 def test_statistics_of_other_features_are_refused(
@@ -265,6 +262,99 @@ def test_statistics_of_other_features_are_refused(
         Reference.open(stored(tmp_path / "ref.npz", width=width, **more)).measure(
             Extraction(features=features), FID_NEEDS
         )
+
+
+POOL, SPATIAL = frozenset({"pool_moments"}), frozenset({"spatial_moments"})
+ASYMMETRIC = np.eye(2048) + np.eye(2048, k=1)
+
+
+def with_a_hole(value: float) -> np.ndarray:
+    """A mean of which one value is that."""
+    return np.r_[np.zeros(2047), value]
+
+
+@pytest.mark.parametrize(
+    ("more", "needs", "expected"),
+    [
+        ({"sigma": np.eye(7)}, POOL, r"sigma is \(7, 7\) and mu has 2048 values; expected \(2048, 2048\): make the"),
+        ({"sigma": np.zeros(2048)}, POOL, r"sigma is \(2048,\) and mu has 2048 values; expected \(2048, 2048\)"),
+        (
+            {"mu": with_a_hole(np.nan)},
+            POOL,
+            r"1 of 2048 values of mu \(2048,\) are NaN or infinite; .* take another",
+        ),
+        ({"sigma": np.full((2048, 2048), -np.inf)}, POOL, "4194304 of 4194304 values of sigma"),
+        ({"mu": np.zeros(2048, np.int64)}, POOL, "mu is int64; expected floating-point numbers: make the statistics"),
+        ({"sigma": np.eye(2048, dtype=np.complex128)}, POOL, "sigma is complex128; expected floating-point numbers: "),
+        ({"sigma": ASYMMETRIC}, POOL, "mu, sigma: found a covariance that is not symmetric; make the statistics again"),
+        ({"adm_bench": np.array('{"num_images": 1}')}, POOL, "statistics of 1 images; a covariance takes at least 2"),
+        ({"mu_s": np.zeros(2023)}, SPATIAL, "holds mu_s and no sigma_s; expected both or neither: make the statistics"),
+        ({"sigma_s": np.eye(2023)}, SPATIAL, "holds sigma_s and no mu_s; expected both or neither"),
+        ({"mu_s": np.full(2023, np.nan), "sigma_s": np.eye(2023)}, SPATIAL, "2023 of 2023 values of mu_s"),
+    ],
+)
+def test_statistics_that_are_none_are_refused_before_the_network_where_they_are_needed(
+    more: dict[str, np.ndarray], needs: frozenset[str], expected: str, tmp_path: Path
+) -> None:
+    reference = Reference.open(stored(tmp_path / "ref.npz", images=6, **more))
+    with pytest.raises(InputError, match=f"ref.npz: .*{expected}"):
+        reference.check(Projected(), needs)
+    rows = frozenset({"pool_rows", "logit_rows"})
+    reference.check(Projected(), rows)
+    assert reference.measure(Extraction(features=Projected()), rows).pool_rows.shape == (6, 2048)
+    if needs == SPATIAL:
+        assert reference.measure(Extraction(features=Projected()), POOL).pool.mean.size == 2048
+
+
+@pytest.mark.parametrize("name", ["mu", "sigma"])
+def test_half_of_a_pair_is_no_statistic_and_is_not_made_up_from_images(name: str, tmp_path: Path) -> None:
+    path, half = tmp_path / "ref.npz", {name: np.eye(2048)[: 1 if name == "mu" else None]}
+    np.savez(path, arr_0=np.zeros((6, 30, 30, 3), np.uint8), **half)
+    other = ({"mu", "sigma"} - {name}).pop()
+    with pytest.raises(InputError, match=f"holds {name} and no {other}; expected both or neither"):
+        Reference.open(path).check(Projected(), POOL)
+    np.savez(path, **half)
+    with pytest.raises(InputError, match=f"no reference; it holds {name}; expected arr_0, or mu and sigma"):
+        Reference.open(path)
+
+
+@pytest.mark.parametrize(
+    ("count", "names", "expected"),
+    [
+        (1, ("fid", "is"), "holds 1 images; FID needs 2 or more of a reference: take a larger one, or name other"),
+        (1, ("sfid",), "holds 1 images; sFID needs 2"),
+        (1, ("copied",), "holds 1 images; Copied needs 2"),
+        (3, ("fid", "precision"), "holds 3 images; Precision needs 4"),
+        (3, ("recall",), "holds 3 images; Recall needs 4"),
+        (5, ("precision", "coverage"), "holds 5 images; Coverage needs 6"),
+        (999, ("kid", "kid_subsets"), "holds 999 images; KID subsets needs 1000"),
+    ],
+)
+def test_a_reference_of_too_few_images_is_refused_before_the_network(
+    count: int, names: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "few.npz", np.zeros((count, 4, 4, 3), np.uint8))
+    np.savez(tmp_path / "more.npz", np.zeros((count + 1, 4, 4, 3), np.uint8))
+    metrics = [registry.load("metrics", name) for name in names]
+    needs = frozenset[str]().union(*(metric.needs for metric in metrics))
+    with pytest.raises(InputError, match=expected):
+        Reference.open(tmp_path / "few.npz").check(SMALL, needs, metrics)
+    Reference.open(tmp_path / "more.npz").check(SMALL, needs, metrics)
+    if count > 1:  # its own statistics are of more images than it holds
+        stored(tmp_path / "few.npz", images=count)
+        fid = registry.load("metrics", "fid")
+        Reference.open(tmp_path / "few.npz").check(Projected(), fid.needs, [fid])
+
+
+def test_a_reference_runs_through_the_network_only_where_a_metric_reads_it(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", np.zeros((9, 4, 4, 3), np.uint8))
+
+    class Unasked(Projected):
+        def __call__(self, images: Tensor) -> FeatureBatch:
+            raise AssertionError(images)
+
+    found = Reference.open(tmp_path / "set.npz").measure(Extraction(features=Unasked()), frozenset({"logit_rows"}))
+    assert (found.num_images, len(found.pool_rows)) == (0, 0)
 
 
 def test_pickles_are_refused_unopened(refuse: Callable[..., str], samples: Path, tmp_path: Path) -> None:
@@ -295,15 +385,8 @@ def test_a_folder_is_a_reference(folder: Path, reference: Path, run: Callable[..
     for index, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{index:03d}.png")
     np.savez(tmp_path.parent / "same.npz", images)
-    out = run(
-        "evaluate",
-        tmp_path,
-        tmp_path.parent / "same.npz",
-        "--metrics",
-        "fid",
-        "--features",
-        "digits",
-        "--device",
-        "cpu",
-    ).output
-    assert abs(float(out.split()[-1])) < 1e-6
+    options = ("--metrics", "fid,precision", "--features", "digits", "--device", "cpu", "--no-cache")
+    of_folder, of_npz = (
+        run("evaluate", known, reference, *options).stdout for known in (tmp_path, tmp_path.parent / "same.npz")
+    )
+    assert of_folder == of_npz

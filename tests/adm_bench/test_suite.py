@@ -5,12 +5,18 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from metrics.features import dinov2
+from metrics.features.dinov2_network import DinoNetwork
 
 ROOT = Path(__file__).parents[2]
 ROWS = ["adm", "adm-g", "adm-g-ddim25", "gaussian", "memorizer", "noise"]
@@ -168,4 +174,72 @@ def test_overwrite_does_changed_stages_again(
 def test_dry_run_prints_and_does_nothing(suite: Path, run: Callable[..., object], tmp_path: Path) -> None:
     printed = run("run", suite, "--out", tmp_path / "run", "--dry-run").output  # type: ignore[attr-defined]
     assert json.loads(printed)["train"]["adm"]["training"]["steps"] == 8
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A suite of two rows that names the weights of its DINOv2 features, a small network's; replaced `changes`."""
+    small = partial(DinoNetwork, width=32, depth=1, num_heads=2)
+    monkeypatch.setattr(dinov2, "DinoNetwork", small)
+    monkeypatch.delenv("ADM_BENCH_DINOV2", raising=False)
+    monkeypatch.setenv("ADM_BENCH_HOME", str(tmp_path / "home"))
+    torch.manual_seed(0)
+    torch.save(small().state_dict(), tmp_path / "dino.pth")
+
+    def write(**changes: str) -> Path:
+        text = f'''
+title = "t"
+data = "digits"
+image_size = 8
+features = "dinov2"
+feature_weights = "{tmp_path / "dino.pth"}"
+metrics = ["fid", "copied"]
+num_images = 40
+[train.adm]
+preset = "digits8"
+set = {{ "training.steps" = 2, "training.batch_size" = 4, "model.num_res_blocks" = 1 }}
+[generators.adm]
+generator = "adm"
+weights = "adm"
+options = {{ sampling_steps = 3 }}
+[generators.noise]
+generator = "noise"
+'''
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        path = tmp_path / "suite.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_feature_weights_are_named_in_the_suite(
+    with_weights: Callable[..., Path], run: Callable[..., object], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    printed = run("run", with_weights(), "--out", out, "--device", "cpu").output  # type: ignore[attr-defined]
+    lines = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    digest = sha256((tmp_path / "dino.pth").read_bytes()).hexdigest()
+    assert {line["features_sha256"] for line in lines if line["quantity"] == "fid"} == {digest}
+    assert "noise has the best FD-DINOv2" in printed or "adm has the best FD-DINOv2" in printed
+    assert json.loads((out / "suite.json").read_text())["feature_weights"] == str(tmp_path / "dino.pth")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("dino.pth", "nowhere.pth", "nowhere.pth: no such file; expected weights of features 'dinov2'"),
+        ("dino.pth", "suite.toml", "suite.toml: holds more than tensors, whose code is never run"),
+        ('"dinov2"', '"digits"', "features digits have weights of their own"),
+        ('"fid", "copied"', '"fid", "sfid"', "sFID needs spatial_moments, which features dinov2 do not give"),
+        ('metrics = ["fid", "copied"]', "", "sFID needs spatial_moments, which features dinov2 do not give"),
+    ],
+)
+def test_feature_weights_are_checked_before_anything_is_trained(
+    old: str, new: str, expected: str, with_weights: Callable[..., Path], refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    suite = with_weights(**{old: new})
+    assert expected in refuse("run", suite, "--out", tmp_path / "run", "--device", "cpu")
     assert not (tmp_path / "run").exists()

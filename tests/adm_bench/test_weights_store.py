@@ -1,6 +1,7 @@
 """Where weights come from: fetched from a server or file, given, or named in the environment."""
 
 import hashlib
+import io
 import os
 import re
 import threading
@@ -9,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,19 +18,29 @@ from adm_bench import weights_store
 from adm_bench.errors import InputError
 from adm_bench.weights_store import PUBLISHED, PublishedWeights, fetch, find_weights, home
 
-CONTENT = b"weights " * 200_000
+CONTENT = bytes(range(256)) * 6_250
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 Refuse = Callable[..., str]
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Serves a folder; `/short/NAME` promises more bytes than come."""
+    """Serves a folder; `/short/NAME` promises more bytes than come, `/parts/NAME` knows ranges, `/wrong/NAME` badly."""
+
+    asked: ClassVar[list[str | None]] = []
 
     def log_message(self, *_: Any) -> None:
         pass
 
     def do_GET(self) -> None:
-        if self.path.startswith("/short/"):
+        asked = self.headers["Range"]
+        self.asked.append(asked)
+        kind, _, name = self.path[1:].rpartition("/")
+        if kind in ("parts", "wrong") and asked is not None:
+            self.send_part(Path(self.directory, name).read_bytes(), int(asked[len("bytes=") : -1]), lie=kind == "wrong")
+        elif kind in ("parts", "wrong"):
+            self.path = f"/{name}"
+            super().do_GET()
+        elif self.path.startswith("/short/"):
             self.send_response(200)
             self.send_header("Content-Length", str(len(CONTENT)))
             self.end_headers()
@@ -37,9 +48,19 @@ class Quiet(SimpleHTTPRequestHandler):
         else:
             super().do_GET()
 
+    def send_part(self, content: bytes, start: int, *, lie: bool) -> None:
+        part = content[start:]
+        self.send_response(206 if part else 416)
+        if part:
+            self.send_header("Content-Range", f"bytes {0 if lie else start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
+    Quiet.asked.clear()
     folder = tmp_path / "served"
     folder.mkdir()
     (folder / FILE_NAME).write_bytes(CONTENT)
@@ -148,7 +169,87 @@ def test_refuses_anything_else(source: str, expected: str, refuse: Refuse, serve
     kept.write_bytes(b"what was there")
     assert expected in refuse("fetch", "inception", "--from", server + source)
     assert kept.read_bytes() == b"what was there"
+    left = [path.stat().st_size for path in kept.parent.iterdir() if path.suffix == ".partial"]
+    assert left == ([1000] if "/short/" in source else [1_599_999] if "/shorter" in source else [])
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        (f"/parts/{FILE_NAME}", ["bytes=1000-"]),
+        (f"/{FILE_NAME}", ["bytes=1000-"]),  # this one sends everything, whatever is asked for
+        (f"/wrong/{FILE_NAME}", ["bytes=1000-", None]),
+    ],
+)
+def test_a_download_that_broke_off_goes_on(
+    source: str, asked: list[str | None], run: Callable[..., Any], refuse: Refuse, server: str
+) -> None:
+    kept = home() / "weights" / FILE_NAME
+    line = refuse("fetch", "inception", "--from", f"{server}/short/x.pth")
+    assert "ended after 1,000 of 1,600,000 bytes; the same command again goes on there" in line
+    assert not kept.exists()
+    Quiet.asked.clear()
+    run("fetch", "inception", "--from", server + source)
+    assert Quiet.asked == asked
+    assert kept.read_bytes() == CONTENT
     assert [path.name for path in kept.parent.iterdir() if path.suffix == ".partial"] == []
+
+
+class Silent(io.BytesIO):
+    """A stream that ends in a timeout."""
+
+    def read(self, _: int | None = None) -> bytes:
+        if not (found := super().read(1000)):
+            raise TimeoutError("timed out")
+        return found
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_server_that_falls_silent_leaves_what_came(
+    refuse: Refuse, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(weights_store.urllib.request, "urlopen", lambda *_, **__: Silent(CONTENT[:3000]))
+        patch.setattr(Silent, "status", 200, raising=False)
+        line = refuse("fetch", "inception")
+    assert "ended after 3,000 of 1,600,000 bytes (timed out); the same command again goes on there" in line
+    run("fetch", "inception")
+    assert find_weights("inception").read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("num_bytes", [1000, len(CONTENT), len(CONTENT) + 1])
+def test_a_part_of_another_file_does_not_stay(
+    num_bytes: int, run: Callable[..., Any], refuse: Refuse, server: str
+) -> None:
+    kept = home() / "weights" / FILE_NAME
+    part = kept.with_name(f".{FILE_NAME}.partial")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"!" * num_bytes)
+    source = f"{server}/parts/{FILE_NAME}"
+    if num_bytes < len(CONTENT):
+        line = refuse("fetch", "inception", "--from", source)
+        assert "does not go on as the 1,000 bytes of an earlier attempt, which are removed now" in line
+        assert not part.exists()
+    run("fetch", "inception", "--from", source)
+    assert kept.read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("_small")
+def test_what_a_server_does_not_have_is_asked_for_from_the_beginning(refuse: Refuse, server: str) -> None:
+    for asked in ([None], ["bytes=1599999-", None]):
+        Quiet.asked.clear()
+        refuse("fetch", "inception", "--from", f"{server}/parts/shorter.pth")
+        assert Quiet.asked == asked
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_file_that_is_too_short_leaves_nothing(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "brought.pth").write_bytes(CONTENT[:-1])
+    line = refuse("fetch", "inception", "--from", tmp_path / "brought.pth")
+    assert "ended after 1,599,999 of 1,600,000 bytes; try another source" in line
+    assert [path.name for path in (home() / "weights").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

@@ -69,3 +69,17 @@ def test_few_images_are_named(pr_precision: PrPrecision) -> None:
     assert copied(one, two, pr_precision) == 1
     with pytest.raises(ValueError, match="Copied found the features of 1 images where it needs 2"):
         copied(two, one, pr_precision)
+
+
+def test_pairs_are_counted_as_they_are_compared(pr_precision: PrPrecision) -> None:
+    ref, fresh = (
+        FeatureSet(pool_rows=np.random.default_rng(n).gamma(1, size=(n, 8)).astype(np.float32)) for n in (50, 20)
+    )
+    told: list[int] = []
+    protocol = EvaluationProtocol(name="test", version=1, pr_precision=pr_precision)
+    compared = Comparison(samples=fresh, reference=ref, protocol=protocol, tile_rows=16, compared=told.append)
+    nearest_distances(compared)
+    assert sum(told) == 50 * 50 + 20 * 50
+    assert len(told) == 4 * 4 + 2 * 4
+    assert compared.memberships.sample_inside is not None
+    assert sum(told) == 50 * 50 + 20 * 50 + 20 * 20 + 50 * 20

@@ -1,9 +1,14 @@
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 
+from adm_bench import registry
+from metrics.comparison import Comparison
 from metrics.copies import COPIED
+from metrics.evaluation_protocol import PrPrecision
 from metrics.features.digits import DigitsFeatures
 from metrics.fid_infinity import FID_INFINITY
 from metrics.frechet import FID, SFID
@@ -72,3 +77,24 @@ def test_settings_out_of_range_are_refused(field: str, value: object, message: s
     settings: dict[str, Any] = {"name": "mine", "version": 1, field: value}
     with pytest.raises(ValueError, match=f"{field} of evaluation protocol 'mine' {message}"):
         EvaluationProtocol(**settings)
+
+
+@pytest.mark.parametrize("name", sorted(registry.rows("metrics")))
+def test_the_arithmetic_that_is_stated_is_the_one_that_decides(
+    name: str, feature_set: Callable[..., FeatureSet]
+) -> None:
+    """Of rows so far from the origin that halves confuse them, whatever is in half precision comes out otherwise."""
+    metric: Metric = registry.load("metrics", name)
+    rng = np.random.default_rng(0)
+    samples, reference = (
+        feature_set(rows, spatial=rows, logits=rows - 15) for rows in (15 + rng.standard_normal((300, 8)) for _ in "12")
+    )
+
+    def value(precision: PrPrecision) -> tuple[float, str]:
+        protocol = EvaluationProtocol(name="test", version=1, pr_precision=precision, kid_subset_size=100)
+        compared = Comparison(samples=samples, reference=reference, protocol=protocol)
+        return metric.compute(compared), protocol.arithmetic_of(name)
+
+    (half, in_half), (exact, in_exact) = value("fp16"), value("fp32")
+    assert in_exact == "fp32"
+    assert in_half == ("fp32" if half == exact else "fp16")

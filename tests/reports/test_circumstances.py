@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from reports.circumstances import by_value, circumstances, shared_and_varying
+from reports.circumstances import arithmetic_in_words, by_value, circumstances, shared_and_varying
 from reports.records import Record
 
 RecordMaker = Callable[..., Record]
@@ -55,3 +55,23 @@ def test_a_clean_checkout_is_not_called_changed(make_record: RecordMaker) -> Non
 )
 def test_generators_are_grouped_by_value(values: dict[str, int], said: list[tuple[str, int]]) -> None:
     assert by_value(values) == said
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"fid": "fp32", "recall": "fp32"}, "fp32"),
+        ({"precision": "fp16", "fid": "fp32", "is": "fp32"}, "fp32; Precision: fp16"),
+        ({"fid": "fp32", "sfid": "fp32", "copied": "fp32", "precision": "fp16", "recall": "fp16"},
+         "fp32; Precision, Recall: fp16"),
+        ({"fid": None, "is": "fp32"}, "fp32"),
+        ({"fid": None}, ""),
+    ],
+)  # fmt: skip
+def test_numbers_of_another_arithmetic_are_named(
+    make_record: RecordMaker, stated: dict[str, str | None], said: str
+) -> None:
+    records = [make_record("a", name, precision=precision) for name, precision in stated.items()]
+    assert arithmetic_in_words(records) == said
+    frame = circumstances(records)
+    assert (frame.loc["a", "arithmetic"] if said else "") == said

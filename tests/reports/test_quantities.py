@@ -93,3 +93,33 @@ def test_every_metric_has_a_row(name: str) -> None:
     metric, quantity = registry.load("metrics", name), QUANTITIES[name]
     assert (quantity.label, quantity.higher_is_better) == (metric.label, metric.higher_is_better)
     assert quantity.room == "quality"
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "label"),
+    [
+        ("fid", "inception", "FID"),
+        ("fid", "clean", "FID"),
+        ("fid", "digits", "FID"),
+        ("fid", "dinov2", "FD-DINOv2"),
+        ("fid", "torchscript", "FD-torchscript"),
+        ("fid_infinity", "dinov2", "FD∞-DINOv2"),
+        ("sfid", "mine", "sFD-mine"),
+        ("kid", "inception", "KID"),
+        ("kid", "dinov2", "KD-DINOv2"),
+        ("kid_subsets", "dinov2", "KD-DINOv2 subsets"),
+        ("is", "mine", "IS-mine"),
+        ("is_shuffled", "mine", "IS-mine shuffled"),
+        ("precision", "dinov2", "Precision"),
+    ],
+)
+def test_only_inception_s_numbers_have_its_name(
+    make_record: Callable[..., Record], name: str, features: str, label: str
+) -> None:
+    quantity = quantity_of(make_record(quantity=name, features=features))
+    assert (quantity.name, quantity.label) == (name, label)
+    assert quantity.short_label.replace("\n", "").replace(" ", "") in (
+        label.replace(" ", ""),
+        QUANTITIES[name].short_label,
+    )
+    assert ("compares with nothing published" in quantity.meaning) == (features == "digits")

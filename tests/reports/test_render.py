@@ -105,12 +105,14 @@ def test_csv_keeps_protocols_apart_and_rows_without_quality(make_record: RecordM
         make_record("a", value=1.0),
         make_record("a", value=9.0, protocol="adm", num_images=50000),
         make_record("a", "sampling_images_per_sec", 2.0, device="cuda"),
+        make_record("a", "recall", 0.5, protocol="adm", num_images=50000, precision="fp16"),
         make_record("b", "parameters", 7.0),
     )
     read = pd.read_csv(io.StringIO(render_csv(Report(title="t", records=records))))
     assert list(read["generator"]) == ["a", "a", "b"]
     assert list(read["FID"])[:2] == [1.0, 9.0]
     assert list(read["num_images"])[:2] == [1797, 50000]
+    assert list(read["arithmetic"]) == ["fp32", "fp32; Recall: fp16", "fp32"]
     assert list(read["device"]) == ["cpu; cuda", "cpu; cuda", "cpu"]
     assert read.loc[2, "parameters"] == 7.0
 
@@ -248,3 +250,30 @@ def test_rendering_is_repeatable(report: Report) -> None:
 def test_a_grid_that_is_no_png_is_refused() -> None:
     with pytest.raises(ValueError, match="grid of 'adm' starts with b'GIF89a', expected the bytes of a PNG"):
         Report(title="t", records=(), grids={"adm": b"GIF89a"})
+
+
+def test_numbers_of_other_features_have_other_columns_everywhere(make_record: RecordMaker) -> None:
+    records = [
+        make_record(generator, name, value, protocol=features, features=features)
+        for features, values in (("inception", (2.5, 0.01)), ("dinov2", (210.0, 0.3)))
+        for generator, factor in (("a", 1.0), ("b", 2.0))
+        for name, value in zip(("fid", "kid"), (factor * each for each in values), strict=True)
+    ]
+    costs = [make_record(generator, "network_evaluations_per_image", 9.0) for generator in "ab"]
+    grids = {"a": b"\x89PNG\r\n\x1a\n"}
+    report = Report(title="t", records=(*records, *costs), grids=grids)
+    markdown, page = render_markdown(report), render_html(report)
+    heads = [line for line in markdown.splitlines() if line.startswith("| generator |") and "↓" in line][:2]
+    assert ["FID ↓ | KID ↓" in head for head in heads] == [True, False]
+    assert ["FD-DINOv2 ↓ | KD-DINOv2 ↓" in head for head in heads] == [False, True]
+    assert "a has the best FID: 2.50" in markdown
+    assert "a has the best FD-DINOv2: 210.00" in markdown
+    for label in ("FID", "FD-DINOv2"):
+        assert f"**{label} ↓**: Fréchet distance" in markdown
+        assert f"{label}, lower is better" in page
+        assert f"<title>{label} against" in page
+    assert "FD-DINOv2 210.00 (protocol dinov2" in page
+    read = pd.read_csv(io.StringIO(render_csv(report)))
+    assert read["FID"].dropna().tolist() == [2.5, 5.0]
+    assert read["FD-DINOv2"].dropna().tolist() == [210.0, 420.0]
+    assert (read["FID"].isna() != read["FD-DINOv2"].isna()).all()
