@@ -37,14 +37,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         inside = [temporary] if temporary.is_file() else [*temporary.rglob("*"), temporary]
         for item in inside:
-            _flush(item)
+            flush(item)
         temporary.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         _remove(temporary)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Return when a file's content, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,14 +12,14 @@ import torch
 
 from adm_bench import progress, registry
 from adm_bench.errors import InputError, bad_input
-from adm_bench.files import atomic_path, read_json, write_json, write_text
+from adm_bench.files import fingerprint, read_json, write_json, write_text
 from adm_bench.images.dataset import Dataset, TrainingOrder
 from adm_bench.runs import TrainingRun
 from generators.adm.config import NetworkConfig
 from generators.configuration import to_mapping
 from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import Trainable
-from generators.unet.checkpoint import WeightsHeader, write_weights
+from generators.unet.checkpoint import WeightsHeader
 
 LOG_EVERY_STEPS = 50
 
@@ -92,18 +92,18 @@ def _train_in(run: TrainingRun, job: TrainingJob) -> TrainingResult:
     torch.manual_seed(mix_seed(job.seed, Stream.WEIGHTS))
     trainer: Trainable = registry.load("trainers", job.trainer)(job.config, job.device, job.precision)
     start, elapsed_sec, rates = 0, 0.0, []
-    checkpoint = run.latest()
+    checkpoint = run.checkpoints.newest()
     if checkpoint is not None:
-        state, reached = checkpoint
         with bad_input(run.folder):
-            trainer.load_state(state)
-        start, elapsed_sec, rates = reached["step"], reached["elapsed_sec"], reached["images_per_sec"]
+            trainer.load_state(checkpoint.state())
+        start, reached = checkpoint.step, checkpoint.progress
+        elapsed_sec, rates = reached["elapsed_sec"], reached["images_per_sec"]
         progress.say(f"{run.folder}: going on from step {start}")
+    run.started(start)
     _cut_log(run.log, start)
     elapsed_sec = _run_steps(job, run, trainer, start, elapsed_sec, rates)
     weights = trainer.weights()
-    with atomic_path(run.weights) as temporary:
-        write_weights(temporary, WeightsHeader(kind=job.trainer, config=to_mapping(job.config)), weights)
+    run.save_weights(_header(job), weights)
     steps = job.config.training.steps
     result = TrainingResult(
         steps=steps,
@@ -122,7 +122,7 @@ def _run_steps(
     """Take the remaining steps; returns the seconds of training in all, and extends `rates`."""
     config = job.config.training
     order = TrainingOrder(len(job.dataset), config.batch_size, job.seed)
-    title = f"train {run.folder.name}"
+    title, identity = f"train {run.folder.name}", {"seed": job.seed, "ranks": 1, "plan": fingerprint(job.plan())}
     began = last = time.perf_counter()
     last_step = start
     with progress.stage(title, config.steps, "steps", done=start) as advance, run.log.open("a") as log:
@@ -143,14 +143,19 @@ def _run_steps(
                 log.flush()
             if done % job.checkpoint_every == 0 and done < config.steps:
                 sec = elapsed_sec + time.perf_counter() - began
-                run.save(done, trainer.state(), {"elapsed_sec": sec, "images_per_sec": rates})
+                reached = {"elapsed_sec": sec, "images_per_sec": rates, "images": done * config.batch_size}
+                run.checkpoints.save(done, trainer.state(), reached | identity, _header(job))
                 last, last_step = time.perf_counter(), done
     return elapsed_sec + time.perf_counter() - began
 
 
+def _header(job: TrainingJob) -> WeightsHeader:
+    return WeightsHeader(kind=job.trainer, config=to_mapping(job.config))
+
+
 def _require_finite(values: Mapping[str, float], step: int, run: TrainingRun) -> None:
     if not abs(values["loss"]) < float("inf"):
-        kept = run.checkpoints()
+        kept = run.checkpoints.list()
         raise InputError(
             f"{run.folder}: the loss is {values['loss']} at step {step}; lower the learning rate or use "
             f"precision fp32 (last good checkpoint: {kept[-1].name if kept else 'none'})"
