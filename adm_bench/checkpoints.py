@@ -34,8 +34,8 @@ TENSORS_SUFFIX = ".safetensors"
 STEP_NAME = re.compile(r"step_(\d{8,})")
 ASIDE = "damaged_"
 WEIGHTS_GROUP = re.compile(r"model|ema(_.+)?")
-HEADER_BYTES = 2**16
-"""Room for a file's header, and for the two JSON files."""
+HEADER_BYTES = 2**13
+"""Room for what a file says of itself, a configuration for instance, beside what it says of each tensor."""
 TENSOR_HEADER_BYTES = 2**8
 KEPT = 3
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
@@ -156,7 +156,7 @@ class Checkpoints:
                 return folder
         tensors = [tensor for group in state.values() for tensor in group.values()]
         content = sum(tensor.numel() * tensor.itemsize + TENSOR_HEADER_BYTES for tensor in tensors)
-        with self.room(content + HEADER_BYTES * (len(state) + 1)), atomic_path(folder) as partial:
+        with self.room(content + HEADER_BYTES * (len(state) + 2)), atomic_path(folder) as partial:
             partial.mkdir()
             _write(partial, state, {**progress, "step": step}, header)
         self._prune(step)

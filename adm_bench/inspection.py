@@ -1,6 +1,5 @@
 """What a file or a folder of ours, or of OpenAI's format, is."""
 
-import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -13,17 +12,16 @@ from adm_bench.images.lmdb_store import is_lmdb
 from adm_bench.images.npz import NpzFile
 from adm_bench.images.sources import KINDS, find
 from adm_bench.images.stores import NoImagesError, Store
-from adm_bench.references import PICKLES, why_not_pickles
 from adm_bench.places import MANIFEST_FILE, RUN_FILE, SUITE_FILE
+from adm_bench.references import PICKLES, why_not_pickles
 from adm_bench.reporting import RECORDS_FILE
 from adm_bench.runs import TrainingRun
 from adm_bench.survey import survey_npz, survey_shards, survey_store
 from generators.adm.networks import fitting_presets
 from generators.unet.checkpoint import OptimizerFile, WeightsFile, describe, read_optimizer
+from generators.unet.openai_training import TRAINING_NAME
 
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
-# What OpenAI's training calls its files: ema_0.9999_010000.pt, model010000.pt, opt010000.pt.
-TRAINING_NAME = re.compile(r"(?:ema_(?P<rate>[0-9.]+)_|(?P<raw>model)|opt)(?P<step>\d{6,})\.pt")
 
 
 def inspect(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from generators.adm.config import NetworkConfig
 from generators.configuration import to_mapping
 from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import Trainable
+from generators.training.config import TrainingConfig
 from generators.unet.checkpoint import WeightsHeader
 
 LOG_EVERY_STEPS = 50
@@ -95,7 +96,7 @@ def _train_in(run: TrainingRun, job: TrainingJob) -> TrainingResult:
     checkpoint = run.checkpoints.newest()
     if checkpoint is not None:
         with bad_input(run.folder):
-            trainer.load_state(checkpoint.state())
+            trainer.load_state({_trainers_name(group): tensors for group, tensors in checkpoint.state().items()})
         start, reached = checkpoint.step, checkpoint.progress
         elapsed_sec, rates = reached["elapsed_sec"], reached["images_per_sec"]
         progress.say(f"{run.folder}: going on from step {start}")
@@ -144,9 +145,19 @@ def _run_steps(
             if done % job.checkpoint_every == 0 and done < config.steps:
                 sec = elapsed_sec + time.perf_counter() - began
                 reached = {"elapsed_sec": sec, "images_per_sec": rates, "images": done * config.batch_size}
-                run.checkpoints.save(done, trainer.state(), reached | identity, _header(job))
+                state = {_own_name(group, config): tensors for group, tensors in trainer.state().items()}
+                run.checkpoints.save(done, state, reached | identity, _header(job))
                 last, last_step = time.perf_counter(), done
     return elapsed_sec + time.perf_counter() - began
+
+
+def _own_name(group: str, config: TrainingConfig) -> str:
+    """A group's name in a checkpoint, where an average has its rate."""
+    return f"ema_{config.ema_rate}" if group == "ema" else group
+
+
+def _trainers_name(group: str) -> str:
+    return "ema" if group.startswith("ema_") else group
 
 
 def _header(job: TrainingJob) -> WeightsHeader:
