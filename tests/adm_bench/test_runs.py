@@ -72,7 +72,13 @@ def test_every_start_is_noted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"most_skipped": 3}, {"microbatch_size": 4}, {"recompute_activations": True}, {"compile": True}, {"data": "/there"}],
+    [
+        {"most_skipped": 3},
+        {"microbatch_size": 4},
+        {"recompute_activations": True},
+        {"compile": True},
+        {"data": "/there"},
+    ],
 )
 def test_harmless_changes_go_on(changed: dict[str, Any], tmp_path: Path) -> None:
     with opened(tmp_path / "run") as run:
