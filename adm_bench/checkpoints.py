@@ -201,6 +201,7 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         """Remove what the policy does not keep, now that the one of step `newest` is safe."""
         old = [folder for folder in self.list()[: -self.keep] if not self._is_kept_for_ever(_step_of(folder))]
+        old = [folder for folder in old if _step_of(folder) != newest]  # the only one that is known to be whole
         old += [folder for folder in self.folder.glob(f"{ASIDE}step_*") if _step_of(folder) <= newest]
         for folder in old:
             # First out of sight, all at once: half a checkpoint must never lie there under its name.

@@ -3,8 +3,7 @@
 import json
 import resource
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +91,15 @@ def test_old_ones_go_by_policy(policy: dict[str, int], expected: list[int], tmp_
 def test_a_policy_keeps_at_least_one(policy: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected 1 or more"):
         Checkpoints(tmp_path, **policy)
+
+
+def test_what_was_just_saved_is_never_pruned(tmp_path: Path) -> None:
+    checkpoints = filled(tmp_path, [90], keep=1)
+    flip(tmp_path / "step_00000090" / "model.safetensors", -1)
+    checkpoints.save(20, state_at(20), {}, HEADER)
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.step == 20
 
 
 def test_steps_of_nine_digits_come_last(tmp_path: Path) -> None:
@@ -207,18 +215,6 @@ def test_the_weights_inside_serve_sampling_directly(run: Callable[..., Any], tmp
         options = ["--num", "2", "--sampling-steps", "2", "--device", "cpu", "--out", out]
         run("sample", "adm", "--weights", folder / f"{name}.safetensors", *options)
         assert out.exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 1 MiB, where the system lets this process mount one."""
-    folder, mount = tmp_path / "disk", shutil.which("mount")
-    folder.mkdir()
-    command = [mount or "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if mount is None or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("this process may not mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 BIG = 40_000  # four tensors of 160 kB: one such checkpoint fits a MiB, two do not

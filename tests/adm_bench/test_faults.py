@@ -5,10 +5,13 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adm_bench.checkpoints import Checkpoints
@@ -141,3 +144,26 @@ def test_a_missing_file_is_found(name: str, two: Checkpoints) -> None:
         assert damaged == {path.parent: f"{name} is missing"}
     finally:
         (two.folder / "kept").rename(path)
+
+
+def test_a_full_disk_stops_training_which_goes_on_when_there_is_room(
+    small_disk: Path, tmp_path: Path, run: Callable[..., Any], refuse: Callable[..., str], tiny: Sequence[str]
+) -> None:
+    def remount(num_bytes: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={num_bytes}", str(small_disk)], check=True)
+
+    options = ["--data", "digits", "--steps", "4", "--checkpoint-every", "1", *tiny]
+    undisturbed, run_there = tmp_path / "undisturbed", small_disk / "run"
+    run("train", "adm", "--out", undisturbed, *options)
+    newest = Checkpoints(undisturbed / "checkpoints").list()[-1]
+    size = sum(path.stat().st_size for path in newest.iterdir())
+    remount(size * 16 // 10)
+    line = refuse("train", "adm", "--out", run_there, *options)
+    assert "disk full: needs " in line
+    assert "last checkpoint step_00000001 is intact; free space and repeat the command" in line
+    assert "last checkpoint step_00000001 is intact" in refuse("train", "adm", "--out", run_there, *options)
+    remount(size * 10)
+    assert "going on from step 1" in run("train", "adm", "--out", run_there, *options).stderr
+    ours, theirs = (load_file(folder / "weights.safetensors") for folder in (run_there, undisturbed))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
