@@ -56,12 +56,13 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     """Flush a file or folder to the disk and give it its name."""
     inside = [temporary] if temporary.is_file() else [*temporary.rglob("*"), temporary]
     for item in inside:
-        _flush(item)
+        flush(item)
     temporary.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Return when a file's content, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

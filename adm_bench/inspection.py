@@ -1,27 +1,27 @@
 """What a file or a folder of ours, or of OpenAI's format, is."""
 
-import re
 import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from adm_bench.checkpoints import DamagedError, verified
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import file_sha256, read_json
 from adm_bench.images.lmdb_store import is_lmdb
 from adm_bench.images.npz import NpzFile
 from adm_bench.images.sources import KINDS, find
 from adm_bench.images.stores import NoImagesError, Store
+from adm_bench.places import MANIFEST_FILE, RUN_FILE, SUITE_FILE
 from adm_bench.references import PICKLES, why_not_pickles
-from adm_bench.reporting import RECORDS_FILE, SUITE_FILE
-from adm_bench.runs import RESULT_FILE, RUN_FILE, TrainingRun
+from adm_bench.reporting import RECORDS_FILE
+from adm_bench.runs import TrainingRun
 from adm_bench.survey import survey_npz, survey_shards, survey_store
 from generators.adm.networks import fitting_presets
 from generators.unet.checkpoint import OptimizerFile, WeightsFile, describe, read_optimizer
+from generators.unet.openai_training import TRAINING_NAME
 
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
-# What OpenAI's training calls its files: ema_0.9999_010000.pt, model010000.pt, opt010000.pt.
-TRAINING_NAME = re.compile(r"(?:ema_(?P<rate>[0-9.]+)_|(?P<raw>model)|opt)(?P<step>\d{6,})\.pt")
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -49,9 +49,9 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def _inspect_folder(path: Path) -> dict[str, Any]:
     if (path / RUN_FILE).exists():
-        checkpoints = [folder.name for folder in TrainingRun(path).checkpoints()]
-        result = read_json(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
-        return {"what": "training run", **read_json(path / RUN_FILE), "checkpoints": checkpoints, "result": result}
+        return _training_run(TrainingRun(path))
+    if (path / MANIFEST_FILE).exists():
+        return _checkpoint(path)
     if (path / SUITE_FILE).exists():
         stages = {file.stem: read_json(file)["finished"] for file in sorted((path / "stages").glob("*.json"))}
         finished = (path / RECORDS_FILE).exists()
@@ -63,6 +63,40 @@ def _inspect_folder(path: Path) -> dict[str, Any]:
             f"{path}: the folder is neither a training run nor a suite run, and holds no images"
         ) from error
     return _images(found, path)
+
+
+def _training_run(run: TrainingRun) -> dict[str, Any]:
+    plan = read_json(run.folder / RUN_FILE)
+    result = read_json(run.result) if run.result.exists() else None
+    checkpoints = {folder.name: _in_a_line(folder) for folder in run.checkpoints.list()}
+    return {"what": "training run", **plan, "checkpoints": checkpoints, "result": result}
+
+
+def _in_a_line(folder: Path) -> str:
+    """A checkpoint's kind and whether it is whole, which reads all of it."""
+    try:
+        found = verified(folder)
+    except DamagedError as error:
+        return f"damaged: {error}"
+    return f"step {found.step}, kind {found.header().kind}, digests ok"
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    what = "checkpoint of a training run"
+    try:
+        found = verified(folder)
+    except DamagedError as error:
+        return {"what": what, "digests": f"damaged: {error}"}
+    header = found.header()
+    return {
+        "what": what,
+        "step": found.step,
+        "kind": header.kind,
+        "digests": "ok",
+        "groups": list(found.groups),
+        "progress": dict(found.progress),
+        "config": dict(header.config),
+    }
 
 
 def _images(found: Store | list[NpzFile], path: Path) -> dict[str, Any]:

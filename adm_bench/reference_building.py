@@ -26,6 +26,7 @@ from adm_bench.files import (
 )
 from adm_bench.images.dataset import Images, ImageSet
 from adm_bench.images.npz import NpzFile, write_arrays, write_samples
+from adm_bench.places import PLAN_FILE
 from adm_bench.runs import differences
 from metrics.protocol import Features
 from metrics.statistics import FeatureSet, Moments
@@ -34,7 +35,6 @@ IMAGES_KEPT = 10_000
 BATCH_SIZE = 256
 SAVE_EVERY_SEC = 60.0
 NEEDS = frozenset({"pool_moments", "spatial_moments"})
-PLAN_FILE = "plan.json"
 STATE_FILE = "state.npz"
 KEPT_FILE = "kept.bin"
 PARTS_FILES = (STATE_FILE, KEPT_FILE, PLAN_FILE)

@@ -8,12 +8,12 @@ from rich.console import Console
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import atomic_path, read_json, write_text
 from adm_bench.images.npz import NpzFile
+from adm_bench.places import SUITE_FILE
 from reports.figures import png_bytes, sample_grid
 from reports.records import read_records
 from reports.render import Report, render_csv, render_html, render_markdown, render_rich
 
 RECORDS_FILE = "records.jsonl"
-SUITE_FILE = "suite.json"
 GRIDS = "grids"
 GRID_ROWS = 8
 GRID_COLUMNS = 10

@@ -1,43 +1,58 @@
-"""The folder of a training run: what it is, its checkpoints, and the rules of going on with it."""
+"""The folder of a training run: what it is, and the rules of going on with it."""
 
+import json
+import platform
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adm_bench.checkpoints import HEADER_BYTES, KEPT, Checkpoints
 from adm_bench.errors import InputError
-from adm_bench.files import (
-    atomic_path,
-    check_writable,
-    is_foreign,
-    read_json,
-    remove_partial,
-    sole_user,
-    write_json,
-)
+from adm_bench.files import atomic_path, check_writable, flush, read_json, remove_partial, sole_user, write_json
+from adm_bench.places import MANIFEST_FILE, RUN_FILE, what_is
+from adm_bench.provenance import commit, versions
+from generators.unet.checkpoint import WeightsHeader, write_weights
 
-RUN_FILE = "run.json"
 WEIGHTS_FILE = "weights.safetensors"
 RESULT_FILE = "result.json"
 LOG_FILE = "log.jsonl"
+STARTS_FILE = "starts.jsonl"
 CHECKPOINTS = "checkpoints"
-CHECKPOINTS_KEPT = 2
 LONGEST_VALUE = 40
+TRAINING = "config.training"
+LENGTH = f"{TRAINING}.steps"
+HARMLESS = (
+    "data.name",  # the digest says which images
+    f"{TRAINING}.most_skipped",
+    f"{TRAINING}.microbatch_size",
+    f"{TRAINING}.recompute_activations",
+    f"{TRAINING}.compile",
+)
+"""What of a plan may change from one start to the next: what leaves the steps the same, up to rounding.
+
+The number of steps may too, as `TrainingRun.opened` says.
+"""
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Each place in which two pieces of plain data differ, as `key: old -> new`."""
+def changes(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
+    """Each place in which two pieces of plain data differ, by its dotted name: what it was, and what it is."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted({*old, *new})
-        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}")]
-    if old == new:
-        return []
-    return [f"{where.removeprefix('.')}: {_shortened(old)} -> {_shortened(new)}"]
+        found = [changes(old.get(key), new.get(key), f"{where}.{key}") for key in keys]
+        return {name: pair for part in found for name, pair in part.items()}
+    return {} if old == new else {where.removeprefix("."): (old, new)}
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Each place in which two pieces of plain data differ, as `key: old -> new`."""
+    return [f"{name}: {_shortened(was)} -> {_shortened(now)}" for name, (was, now) in changes(old, new).items()]
 
 
 def _shortened(value: Any) -> str:
@@ -48,87 +63,122 @@ def _shortened(value: Any) -> str:
 class TrainingRun:
     """A folder that holds one training run, and nothing else."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep: int = KEPT, keep_every: int | None = None) -> None:
         self.folder = folder
         self.weights = folder / WEIGHTS_FILE
         self.result = folder / RESULT_FILE
         self.log = folder / LOG_FILE
+        self.starts = folder / STARTS_FILE
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep, keep_every)
+        self._plan: Mapping[str, Any] = {}
+        self._changed: list[str] = []
 
     @contextmanager
     def opened(self, plan: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
         """Start the run that `plan` describes, or go on with it, as the folder's only user.
 
-        InputError where the folder holds something else, or a run of another plan; `overwrite` deletes
-        such a run, or a finished one, but never files that are not a run's.
+        What `HARMLESS` names may have changed; so may the number of steps, to any that is not below those done,
+        where the learning rate does not depend on it; a finished run is then no longer finished. InputError where
+        anything else has, or where the folder holds something else; `overwrite` deletes such a run, or a
+        finished one, but never files that are not a run's.
         """
-        description = self.folder / RUN_FILE
-        if not description.exists() and self._foreign():
-            raise InputError(f"{self.folder}: exists and is no training run; choose another --out")
+        what = what_is(self.folder)
+        if what is not None and not (self.folder / RUN_FILE).exists():
+            raise InputError(f"{self.folder}: is no training run but {what}; choose another --out")
         check_writable(self.folder)
         with sole_user(self.folder):
-            if description.exists():
-                changed = differences(read_json(description), plan)
-                if overwrite and (changed or self.result.exists()):
-                    self._clear()
-                elif changed:
-                    raise InputError(
-                        f"{self.folder}: holds a run that differs ({'; '.join(changed[:3])}); choose another --out, "
-                        "repeat that run's settings to go on with it, or pass --overwrite"
-                    )
-            if not description.exists():
-                write_json(description, plan)
+            if what is not None:
+                self._admit(plan, overwrite=overwrite)
+            if not (self.folder / RUN_FILE).exists():
+                with self.checkpoints.room():
+                    write_json(self.folder / RUN_FILE, plan)
             remove_partial(self.folder)
             yield
 
-    def _foreign(self) -> bool:
-        """Whether the place is taken by anything but what an interrupted start leaves."""
-        if not self.folder.is_dir():
-            return self.folder.exists()
-        return any(map(is_foreign, self.folder.iterdir()))
+    def _admit(self, plan: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Compare the plan with the stored one; InputError where the run cannot go on under it."""
+        stored = read_json(self.folder / RUN_FILE)
+        if not isinstance(stored, Mapping) or stored.get("kind") != plan["kind"]:
+            raise InputError(f"{self.folder}: is no training run, though it has a {RUN_FILE}; choose another --out")
+        refused = self._refused(stored, plan)
+        if overwrite and (refused or self.result.exists()):
+            self._clear()
+            return
+        if stored.get("trainer") != plan.get("trainer"):
+            raise InputError(
+                f"{self.folder}: holds a training run of trainer '{stored.get('trainer')}', not "
+                f"'{plan.get('trainer')}'; choose another --out, or pass --overwrite"
+            )
+        if refused:
+            raise InputError(
+                f"{self.folder}: holds a run that differs ({'; '.join(refused[:3])}); choose another --out, "
+                "repeat that run's settings to go on with it, or pass --overwrite"
+            )
+        self._plan, self._changed = plan, differences(stored, plan)
+        if LENGTH in changes(stored, plan):
+            self.result.unlink(missing_ok=True)  # the weights stay until those of the new length replace them
+
+    def _refused(self, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+        """The differences under which a run does not go on, each with its reason where there is a special one."""
+        refused = []
+        for name, (was, now) in changes(stored, plan).items():
+            reason = "" if name != LENGTH else self._why_not_so_long(plan, was, now)
+            if name not in HARMLESS and (name != LENGTH or reason):
+                refused.append(f"{name}: {_shortened(was)} -> {_shortened(now)}{reason}")
+        return refused
+
+    def _why_not_so_long(self, plan: Mapping[str, Any], was: int, now: int) -> str:
+        """Why the number of steps cannot become another; empty where it can."""
+        annealing = plan["config"]["training"]["annealing"]
+        if annealing != "none":
+            return f", but annealing '{annealing}' depends on it"
+        kept = self.checkpoints.list()
+        done = was if self.result.exists() else int(kept[-1].name.removeprefix("step_")) if kept else 0
+        return f", but {done} are done" if now < done else ""
+
+    def started(self, step: int, ranks: int = 1) -> None:
+        """Note in the log of starts that training begins or goes on at `step`; keep the plan as it is from now on."""
+        revision, dirty = commit()
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "from_step": step,
+            "changed": self._changed,
+            "command": shlex.join(sys.argv),
+            "host": platform.node(),
+            "ranks": ranks,
+            "commit": revision,
+            "dirty": dirty,
+            "versions": versions(),
+        }
+        with self.checkpoints.room():
+            with self.starts.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            flush(self.starts)
+            if self._changed:
+                write_json(self.folder / RUN_FILE, self._plan)
+        self._changed = []
+
+    def save_weights(self, header: WeightsHeader, tensors: Mapping[str, Tensor]) -> None:
+        """Write the weights that a finished run is for; InputError where the disk is full."""
+        num_bytes = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+        with self.checkpoints.room(num_bytes + HEADER_BYTES), atomic_path(self.weights) as temporary:
+            write_weights(temporary, header, tensors)
 
     def _clear(self) -> None:
-        if (self.folder / CHECKPOINTS).exists():
-            shutil.rmtree(self.folder / CHECKPOINTS)
-        for path in (self.weights, self.result, self.log, self.folder / RUN_FILE):  # last what says that it is a run
+        if self.checkpoints.folder.exists():
+            shutil.rmtree(self.checkpoints.folder)
+        for path in (self.weights, self.result, self.log, self.starts, self.folder / RUN_FILE):  # last what marks a run
             path.unlink(missing_ok=True)
-
-    def checkpoints(self) -> list[Path]:
-        """The folders of the checkpoints, oldest first."""
-        return sorted((self.folder / CHECKPOINTS).glob("step_*"))
-
-    def save(self, step: int, state: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint: `step` steps are done; the oldest ones are removed."""
-        with atomic_path(self.folder / CHECKPOINTS / f"step_{step:08d}") as folder:
-            folder.mkdir(parents=True)
-            for group, tensors in state.items():
-                whole = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-                save_file(whole, folder / f"{group}.safetensors")
-            write_json(folder / "progress.json", {"step": step, **progress})
-        remove_partial(self.folder / CHECKPOINTS)
-        for old in self.checkpoints()[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(old)
-
-    def latest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """The newest checkpoint's state and progress, or None; InputError where it is damaged."""
-        found = self.checkpoints()
-        if not found:
-            return None
-        try:
-            state = {file.stem: load_file(file) for file in sorted(found[-1].glob("*.safetensors"))}
-            reached = read_json(found[-1] / "progress.json")
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{found[-1]}: damaged checkpoint ({error}); remove that folder to go on from the one before"
-            ) from error
-        return state, reached
 
 
 def find_weights(path: Path, option: str) -> Path:
     """A weights file from its own path or from the folder of the run that made it; InputError otherwise."""
     if path.is_dir():
+        if (path / MANIFEST_FILE).exists():
+            raise InputError(f"{option} {path}: is a checkpoint; name a file of weights in it, as model.safetensors")
         if not (path / RUN_FILE).exists():
             raise InputError(f"{option} {path}: is no training run; expected a run's folder or a weights file")
-        if not (path / WEIGHTS_FILE).exists():
+        if not (path / WEIGHTS_FILE).exists() or not (path / RESULT_FILE).exists():
             raise InputError(f"{option} {path}: the run has not finished; repeat its train command to go on with it")
         return path / WEIGHTS_FILE
     if not path.is_file():

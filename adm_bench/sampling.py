@@ -32,6 +32,7 @@ from adm_bench.files import (
 from adm_bench.images.dataset import Dataset, Images, Labels, passes
 from adm_bench.images.iterated import IteratedImages
 from adm_bench.images.npz import NpzFile, read_identity, write_arrays, write_samples
+from adm_bench.places import PLAN_FILE
 from adm_bench.provenance import provenance
 from adm_bench.runs import differences
 from generators.configuration import from_mapping
@@ -40,7 +41,6 @@ from generators.protocol import Generator, Ingredients, Upsampler
 
 DEFAULT_NUM_IMAGES = 1000
 PART_PATTERN = "[0-9]*.npz"
-PLAN_FILE = "plan.json"
 
 
 def image_seeds(seed: int, indices: range) -> list[int]:

@@ -16,6 +16,7 @@ from adm_bench.extraction import Extraction
 from adm_bench.files import check_writable, file_sha256, is_foreign, read_json, sole_user, write_json
 from adm_bench.images.dataset import Dataset
 from adm_bench.images.sources import open_dataset, open_image_set
+from adm_bench.places import SUITE_FILE
 from adm_bench.records import Circumstances, evaluated, measured, write_records
 from adm_bench.reference_building import write_reference
 from adm_bench.references import Reference
@@ -124,7 +125,7 @@ class SuiteRun:
 
     def _check_folder(self) -> None:
         """InputError where the folder is somebody else's, or holds rows that this suite would drop."""
-        description = self.folder / reporting.SUITE_FILE
+        description = self.folder / SUITE_FILE
         if not description.exists():
             if self.folder.exists() and (not self.folder.is_dir() or any(map(is_foreign, self.folder.iterdir()))):
                 raise InputError(f"{self.folder}: exists and is no suite run; choose another --out")
@@ -137,7 +138,7 @@ class SuiteRun:
             )
 
     def _run_stages(self) -> None:
-        description = self.folder / reporting.SUITE_FILE
+        description = self.folder / SUITE_FILE
         if not description.exists():
             write_json(description, to_mapping(self.suite))
         self._reference()

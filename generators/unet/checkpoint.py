@@ -164,8 +164,8 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def read_optimizer(path: Path) -> OptimizerFile | None:
     """What a file of optimizer state holds; None where the file is another. ValueError where it is unreadable."""
-    content: Any = _load_torch(path) if file_format(path) == "torch" else None
-    if not _is_optimizer(content):
+    content: Any = load_torch(path) if file_format(path) == "torch" else None
+    if not is_optimizer(content):
         return None
     slots = [slot for slot in content["state"].values() if isinstance(slot, dict)]
     groups = [group for group in content["param_groups"] if isinstance(group, dict)]
@@ -266,9 +266,9 @@ def _checked_dtype(path: Path, name: str, found: object, dtype: torch.dtype | No
 
 
 def _read_torch_weights(path: Path) -> dict[str, Tensor]:
-    content = _load_torch(path)
+    content = load_torch(path)
     expected = "expected one dict of tensors by name, as OpenAI's files are"
-    if _is_optimizer(content):
+    if is_optimizer(content):
         raise ValueError(f"{path}: holds the state of an optimizer; {expected}: give the model or ema file beside it")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}; {expected}")  # noqa: TRY004  bad input
@@ -287,7 +287,8 @@ def _read_torch_weights(path: Path) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in content.items()}
 
 
-def _is_optimizer(content: Any) -> bool:
+def is_optimizer(content: Any) -> bool:
+    """Whether what `load_torch` gave is the state of an optimizer."""
     return (
         isinstance(content, dict)
         and isinstance(content.get("state"), dict)
@@ -295,8 +296,11 @@ def _is_optimizer(content: Any) -> bool:
     )
 
 
-def _load_torch(path: Path) -> Any:
-    """What `torch.save` wrote, with tensors mapped from the file where its form allows; no code in it is run."""
+def load_torch(path: Path) -> Any:
+    """What `torch.save` wrote, with tensors mapped from the file where its form allows; no code in it is run.
+
+    ValueError, in one line, where it is unreadable or holds code.
+    """
     try:
         with path.open("rb") as file:
             # By path, the only way to have a file mapped, torch.load takes some suffixes at their word.

@@ -1,6 +1,8 @@
 """A small trained model, classifier and reference, made once through the command line itself."""
 
-from collections.abc import Callable, Sequence
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +125,15 @@ def images() -> Callable[[Path], np.ndarray]:
             return arrays["arr_0"]
 
     return load
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 1 MiB, where the system lets this process mount one."""
+    folder, mount = tmp_path / "disk", shutil.which("mount")
+    folder.mkdir()
+    command = [mount or "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("this process may not mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

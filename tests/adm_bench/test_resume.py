@@ -109,15 +109,16 @@ def test_parts_of_other_samples_are_refused(undisturbed: Path, refuse: Callable[
     assert list(parts.glob("0*.npz"))
 
 
-def test_a_damaged_checkpoint_is_named(refuse: Callable[..., str], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(undisturbed: Path, tmp_path: Path) -> None:
     checkpoints = tmp_path / "run" / "checkpoints"
-    kill_when(training(tmp_path, 60), (checkpoints / "step_00000010").is_dir)
+    kill_when(training(tmp_path, 60), (checkpoints / "step_00000020").is_dir)
     newest = sorted(checkpoints.glob("step_*"))[-1]
     model = newest / "model.safetensors"
     model.write_bytes(model.read_bytes()[:1000])
-    line = refuse(*training(tmp_path, 60))
-    assert str(newest) in line
-    assert "damaged checkpoint" in line
+    said = finish(training(tmp_path, 60))
+    assert f"damaged: {newest.name}: model.safetensors has 1000 bytes" in said
+    ours, theirs = (load_file(folder / "run" / "weights.safetensors") for folder in (tmp_path, undisturbed))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
 def test_two_processes_never_share_a_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
