@@ -18,7 +18,7 @@ from adm_bench.runs import TrainingRun
 from generators.adm.config import NetworkConfig
 from generators.configuration import to_mapping
 from generators.diffusion.noise import Stream, mix_seed
-from generators.protocol import Trainable
+from generators.protocol import Trainable, TrainingBatch
 from generators.unet.checkpoint import WeightsHeader, write_weights
 
 LOG_EVERY_STEPS = 50
@@ -128,10 +128,20 @@ def _run_steps(
     with progress.stage(title, config.steps, "steps", done=start) as advance, run.log.open("a") as log:
         for step in range(start, config.steps):
             images, labels = job.dataset.read(order.indices(step))
+            first = step * config.batch_size
+            batch = TrainingBatch(
+                step=step,
+                images=torch.from_numpy(images),
+                labels=None if labels is None else torch.from_numpy(labels),
+                seeds=[
+                    mix_seed(job.seed, Stream.TRAINING_IMAGES, position)
+                    for position in range(first, first + len(images))
+                ],
+            )
             # Every step has random numbers of its own, so that no generator's state need be kept.
             torch.manual_seed(mix_seed(job.seed, Stream.TRAINING_STEPS, step))
-            labels_tensor = None if labels is None else torch.from_numpy(labels)
-            values = trainer.train_step(step, torch.from_numpy(images), labels_tensor)
+            report = trainer.train_step(batch)
+            values = {name: mean.total / mean.count for name, mean in report.means.items()} | dict(report.values)
             done = step + 1
             _require_finite(values, step, run)
             advance(1, note=f"loss {values['loss']:.4f}")
