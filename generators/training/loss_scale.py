@@ -24,11 +24,12 @@ class LossScale:
 
     def held(self) -> None:
         """A step was taken: double it after enough of them."""
-        self.good_steps += 1
+        if self.enabled:
+            self.good_steps += 1
         if self.good_steps == GROWTH_INTERVAL:
             self._change(2.0)
 
     def _change(self, factor: float) -> None:
-        self.good_steps = 0
         if self.enabled:
             self.value *= factor
+            self.good_steps = 0

@@ -96,18 +96,18 @@ class NetworkTrainer(ABC):
         seen = self.accumulate(batch)
         norm = self.parallel.whole(get_total_norm(self.gradients().values()))
         seen = self.gathered(seen | {GRAD_NORM: norm.expand(len(batch.images))})
-        norms = seen.pop(GRAD_NORM) / self.scale.value
+        grad_norm = (seen.pop(GRAD_NORM) / self.scale.value).max().item()  # one number, unless somebody's is not finite
         skipped = None
         if not seen[LOSS].isfinite().all():
             skipped = f"the loss is {seen[LOSS].mean():g}"
-        elif not norms.isfinite().all():
-            skipped = f"the norm of the gradients is {norms.mean():g}"
-        values = {"learning_rate": rate, GRAD_NORM: norms[0].item(), "loss_scale": self.scale.value}
+        elif not math.isfinite(grad_norm):
+            skipped = f"the norm of the gradients is {grad_norm:g}"
+        values = {"learning_rate": rate, GRAD_NORM: grad_norm, "loss_scale": self.scale.value}
         if skipped is None:
-            self._advance(batch.step, rate, norms[0].item())
+            self._advance(batch.step, rate, grad_norm)
             self.learn(seen)
             self.scale.held()
-        elif not norms.isfinite().all():
+        elif not math.isfinite(grad_norm):
             self.scale.overflowed()
         return StepReport(means=self.means(seen), values=values, skipped=skipped)
 
