@@ -67,9 +67,10 @@ def test_state_is_whole(kind: str, precision: str, make_trainer: Make, training_
     assert (state["timestep_sampler"]["counts"] >= 10).all()  # what was learned decides what is drawn
     second.load_state(state)
     advance(second, training_batch, 4, 6)
+    found = second.state()
     for group, tensors in through.state().items():
         for name, tensor in tensors.items():
-            assert tensor.equal(second.state()[group][name]), f"{group} {name}"
+            assert tensor.equal(found[group][name]), f"{group} {name}"
 
 
 def test_foreign_state_is_refused(make_trainer: Make) -> None:

@@ -32,7 +32,7 @@ def gradients(trainer: DiffusionTrainer, batch: TrainingBatch) -> dict[str, Tens
 
 
 def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """To 1e-5 of each tensor's norm, or of a hundredth of the norm of all: some gradients cancel, and leave rounding."""
+    """To 1e-5 of each tensor's norm, or of a hundredth of the norm of all: some cancel, and leave rounding."""
     assert found.keys() == expected.keys()
     floor = 1e-2 * float(torch.stack([tensor.norm() for tensor in expected.values()]).norm())
     assert floor > 0
