@@ -9,7 +9,7 @@ from torch import Tensor
 from adm_bench import registry
 from generators.adm.config import GuideConfig, NetworkConfig, UpsamplerConfig
 from generators.adm.networks import build_network
-from generators.protocol import Generator, Trainable, Upsampler
+from generators.protocol import Generator, Trainable, TrainingBatch, Upsampler
 from metrics.flops import count_cost
 from metrics.throughput import Throughput, measure_throughput
 
@@ -63,7 +63,8 @@ def measure_training(trainer_name: str, config: NetworkConfig, device: torch.dev
     batch, size = config.training.batch_size, config.model.image_size
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
     labels = None if config.model.num_classes is None else torch.arange(batch) % config.model.num_classes
-    return measure_throughput(lambda: trainer.train_step(0, images, labels), batch, device=device)
+    step = TrainingBatch(step=0, images=images, labels=labels, seeds=range(batch))
+    return measure_throughput(lambda: trainer.train_step(step), batch, device=device)
 
 
 def measure_forward(config: NetworkConfig, device: torch.device, batch_size: int) -> Throughput:

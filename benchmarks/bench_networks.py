@@ -8,6 +8,7 @@ from generators.adm.config import AdmConfig, GuideConfig, SamplingConfig
 from generators.adm.generator import Adm
 from generators.adm.presets import PRESETS
 from generators.adm.trainer import AdmTrainer, ClassifierTrainer
+from generators.protocol import TrainingBatch
 from generators.unet.classifier import Classifier
 from generators.unet.unet import UNet
 
@@ -27,7 +28,8 @@ def bench_training_step(name: str, benchmark: BenchmarkFixture) -> None:
     size = chosen.model.image_size
     images = torch.randint(256, (BATCH, 3, size, size), dtype=torch.uint8)
     benchmark.extra_info["images"] = BATCH
-    benchmark.pedantic(trainer.train_step, (0, images, torch.arange(BATCH) % 10), rounds=10, warmup_rounds=3)
+    batch = TrainingBatch(step=0, images=images, labels=torch.arange(BATCH) % 10, seeds=range(BATCH))
+    benchmark.pedantic(trainer.train_step, (batch,), rounds=10, warmup_rounds=3)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])

@@ -31,6 +31,7 @@ from generators.adm.sampler import DiffusionSampler
 from generators.adm.trainer import AdmTrainer
 from generators.diffusion.losses import training_losses
 from generators.diffusion.process import Diffusion, DiffusionConfig
+from generators.protocol import TrainingBatch
 from generators.training.config import TrainingConfig
 from generators.unet.classifier import Classifier
 from generators.unet.config import ClassifierConfig, UNetConfig
@@ -79,9 +80,10 @@ def our_training_step(config: UNetConfig, images: Tensor, precision: str) -> Cal
     training = TrainingConfig(batch_size=len(images), ema_rate=EMA_RATE)
     trainer = AdmTrainer(AdmConfig(model=config, training=training), torch.device("cpu"), precision)
     levels = ((images + 1) * 127.5).to(torch.uint8)
+    batch = TrainingBatch(step=0, images=levels, labels=None, seeds=range(len(levels)))
 
     def step() -> None:
-        trainer.train_step(0, levels, None)
+        trainer.train_step(batch)
 
     return step
 

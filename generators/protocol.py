@@ -143,7 +143,7 @@ class Mean(NamedTuple):
     """A mean that more can be added to."""
 
     total: float
-    count: float
+    count: float  # type: ignore[assignment]  # of tuples, which nobody counts in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,3 +183,11 @@ class Trainable(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """What sampling needs, whole and float32. Collective."""
+
+
+@runtime_checkable
+class Validated(Protocol):
+    """A trainer that can be judged on images that it does not learn from."""
+
+    def validate(self, batch: TrainingBatch) -> Mapping[str, Mean]:
+        """What a log shows of the batch of all processes; nothing is learned or drawn beyond the seeds. Collective."""

@@ -159,4 +159,7 @@ def check_guide(config: AdmConfig, guide: GuideConfig, path: Path | None) -> Non
     for name, (found, expected) in pairs.items():
         if found != expected:
             where = "" if path is None else f"{path}: "
-            raise ValueError(f"{where}the classifier's {name} is {found}, the model's is {expected}")
+            raise ValueError(
+                f"{where}the classifier's {name} is {found}, the model's is {expected}; "
+                "guide with a classifier that was trained for this model"
+            )

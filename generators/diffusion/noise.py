@@ -43,3 +43,21 @@ class SeededNoise:
         for row, generator in zip(out, self.generators, strict=True):
             torch.randn(self.shape, generator=generator, out=row)
         return out.to(self.device, non_blocking=True)
+
+
+def training_draws(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What training draws for images: uniforms (B,) float64 in [0, 1), on the CPU, and noise (B, *shape) float32.
+
+    Row i depends on seed i, and on the kind of device that the noise is drawn on, alone.
+    """
+    uniforms = torch.empty(len(seeds), dtype=torch.float64)
+    noise = torch.empty(len(seeds), *shape, device=device)
+    host = torch.Generator()
+    own = host if device.type == "cpu" else torch.Generator(device)
+    for seed, uniform, row in zip(seeds, uniforms, noise, strict=True):
+        host.manual_seed(seed)
+        torch.rand((), generator=host, out=uniform)
+        if own is not host:
+            own.manual_seed(seed)
+        torch.randn(shape, generator=own, out=row)
+    return uniforms, noise

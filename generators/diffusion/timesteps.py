@@ -14,10 +14,10 @@ TimestepSamplerName = Literal["uniform", "loss-second-moment"]
 class TimestepSampler(Protocol):
     """Draws the steps of training batches, and may learn from their losses where to look."""
 
-    def draw(self, num: int) -> tuple[Tensor, Tensor]:
-        """Steps (num,) int64 and the weights (num,) float32 of their losses, on the CPU.
+    def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps (B,) int64 and the weights (B,) float32 of their losses, from uniforms (B,) float64 in [0, 1).
 
-        The weights make the expected weighted loss that of uniform steps. From torch's default generator.
+        Each step depends on its own number alone. The weights make the expected weighted loss that of uniform steps.
         """
 
     def update(self, steps: Tensor, losses: Tensor) -> None:
@@ -36,9 +36,9 @@ class UniformTimesteps:
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
 
-    def draw(self, num: int) -> tuple[Tensor, Tensor]:
+    def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """See `TimestepSampler`."""
-        return torch.randint(self.num_steps, (num,)), torch.ones(num)
+        return (self.num_steps * uniforms).long(), torch.ones(len(uniforms))
 
     def update(self, steps: Tensor, losses: Tensor) -> None:
         """See `TimestepSampler`; losses change nothing."""
@@ -77,11 +77,14 @@ class LossSecondMoment:
         mixed: NDArray[np.float64] = (1 - self.uniform_share) * size / total + self.uniform_share / self.num_steps
         return mixed
 
-    def draw(self, num: int) -> tuple[Tensor, Tensor]:
-        """See `TimestepSampler`."""
-        probabilities = torch.from_numpy(self.probabilities())
-        steps = torch.multinomial(probabilities, num, replacement=True)
-        return steps, (1 / (self.num_steps * probabilities[steps])).float()
+    def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """See `TimestepSampler`; by the inverse of the cumulated probabilities."""
+        probabilities = self.probabilities()
+        cumulated = np.cumsum(probabilities)
+        # Scaled by what they sum up to, and at most the last step, for sums are rounded.
+        steps = np.searchsorted(cumulated, uniforms.numpy() * cumulated[-1], side="right").clip(max=self.num_steps - 1)
+        weights = 1 / (self.num_steps * probabilities[steps])
+        return torch.from_numpy(steps), torch.from_numpy(weights).float()
 
     def update(self, steps: Tensor, losses: Tensor) -> None:
         """See `TimestepSampler`.

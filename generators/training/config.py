@@ -41,7 +41,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "most_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
         for name in ("warmup_steps", "weight_decay"):
@@ -51,3 +51,19 @@ class TrainingConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected more than 0")
         if not 0 <= self.ema_rate < 1:
             raise ValueError(f"ema_rate is {self.ema_rate}; expected 0 <= ema_rate < 1")
+        if not all(0 < rate < 1 for rate in self.further_ema_rates):
+            raise ValueError(f"further_ema_rates are {self.further_ema_rates}; expected each above 0 and below 1")
+        if len({self.ema_rate, *self.further_ema_rates}) <= len(self.further_ema_rates):
+            raise ValueError(
+                f"further_ema_rates are {self.further_ema_rates}, beside ema_rate {self.ema_rate}; "
+                "expected each rate once"
+            )
+        if self.microbatch_size is not None and self.microbatch_size < 1:
+            raise ValueError(f"microbatch_size is {self.microbatch_size}; expected 1 or more, or none")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip is {self.gradient_clip}; expected more than 0, or none")
+
+    @property
+    def ema_rates(self) -> tuple[float, ...]:
+        """The rates of all averages that are kept: none where only the raw weights are."""
+        return (*((self.ema_rate,) if self.ema_rate else ()), *self.further_ema_rates)

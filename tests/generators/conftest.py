@@ -9,6 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from generators.adm.presets import PRESETS
+from generators.adm.trainer import AdmTrainer, ClassifierTrainer, DiffusionTrainer, UpsamplerTrainer
+from generators.configuration import with_changes
+from generators.protocol import Parallel, TrainingBatch
+from generators.training.network_trainer import ALONE
 from generators.unet.classifier import Classifier
 from generators.unet.config import ClassifierConfig, SuperResolutionConfig, UNetConfig
 from generators.unet.super_resolution import SuperResolutionUNet
@@ -143,3 +148,50 @@ def rule_input(name: str) -> Tensor:
         drawn = (0.6 * drawn).clamp(-1, 1)
         drawn[0, 0, 0, :2] = torch.tensor([-1.0, 1.0])
     return drawn
+
+
+TRAINERS: dict[str, tuple[str, type[Any]]] = {
+    "adm": ("digits8", AdmTrainer),
+    "classifier": ("digits8_classifier", ClassifierTrainer),
+    "upsampler": ("digits8_16_upsampler", UpsamplerTrainer),
+}
+BATCH = 16
+
+
+@pytest.fixture(scope="session")
+def make_trainer() -> Callable[..., DiffusionTrainer]:
+    """A trainer of a digits network by its kind, with attention at its second level; `filled`: no layer is at zero."""
+
+    def make(
+        kind: str, precision: str = "fp32", *, parallel: Parallel = ALONE, filled: bool = False, **changes: object
+    ) -> DiffusionTrainer:
+        torch.manual_seed(0)
+        preset, trainer_type = TRAINERS[kind]
+        small = {
+            "model.attention_resolutions": [8 if kind == "upsampler" else 4],
+            "training.steps": 40,
+            "training.warmup_steps": 0,
+        }
+        config = with_changes(PRESETS[preset].config, small | changes)
+        trainer: DiffusionTrainer = trainer_type(config, torch.device("cpu"), precision, parallel)
+        if filled:
+            with torch.no_grad():
+                for parameter in trainer.parameters.values():
+                    parameter.normal_(std=0.1)
+        return trainer
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def training_batch() -> Callable[..., TrainingBatch]:
+    """The batch of a step: images that are brighter the higher their label; `rows` is a process's share."""
+
+    def make(step: int, *, size: int = 8, rows: slice = slice(None)) -> TrainingBatch:
+        generator = torch.Generator().manual_seed(step)
+        labels = torch.arange(BATCH) % 10
+        images = 20 * labels[:, None, None, None] + torch.randint(50, (BATCH, 3, size, size), generator=generator)
+        seeds = range(step * BATCH, (step + 1) * BATCH)
+        return TrainingBatch(step=step, images=images.to(torch.uint8)[rows], labels=labels[rows], seeds=seeds[rows])
+
+    return make

@@ -46,8 +46,7 @@ def test_probabilities_and_weights(num_batches: int, history: int, uniform_share
         sampler.update(*batch)
     expected = plain_probabilities(seen, 5, history, uniform_share)
     np.testing.assert_allclose(sampler.probabilities(), expected, rtol=1e-12)
-    torch.manual_seed(0)
-    steps, weights = sampler.draw(4000)
+    steps, weights = sampler.draw(torch.rand(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     assert (steps.dtype, weights.dtype, steps.shape, weights.shape) == (torch.int64, torch.float32, (4000,), (4000,))
     np.testing.assert_allclose(weights, 1 / (5 * expected[steps]), rtol=1e-6)
     np.testing.assert_allclose(np.bincount(steps, minlength=5) / 4000, expected, atol=4 * 0.5 / 4000**0.5)
@@ -61,15 +60,51 @@ def test_the_largest_losses_are_drawn_most_once_all_are_known() -> None:
     np.testing.assert_allclose(sampler.probabilities(), [0.45 + 0.1 / 3, 0.1 / 3, 0.45 + 0.1 / 3])
 
 
-def test_uniform_draws_are_torchs_own() -> None:
-    torch.manual_seed(7)
-    expected = torch.randint(1000, (64,))
-    torch.manual_seed(7)
-    sampler = UniformTimesteps(1000)
-    sampler.update(torch.tensor([3]), torch.tensor([5.0]))
-    steps, weights = sampler.draw(64)
-    assert steps.equal(expected)
-    assert weights.equal(torch.ones(64))
+LARGEST = 1 - 2.0**-53  # below 1, as uniform numbers are
+
+
+@pytest.mark.parametrize(
+    ("uniform", "num_steps", "step"),
+    [
+        (0.0, 1000, 0),
+        (0.25, 1000, 250),
+        (0.2499, 1000, 249),
+        (LARGEST, 1000, 999),
+        (LARGEST, 3, 2),
+        (LARGEST, 4096, 4095),
+    ],
+)
+def test_uniform_steps_are_shares_of_all(uniform: float, num_steps: int, step: int) -> None:
+    sampler = UniformTimesteps(num_steps)
+    sampler.update(torch.tensor([2]), torch.tensor([5.0]))
+    steps, weights = sampler.draw(torch.tensor([uniform, 0.5], dtype=torch.float64))
+    assert steps.equal(torch.tensor([step, num_steps // 2]))
+    assert weights.equal(torch.ones(2))
+
+
+def test_steps_by_losses_divide_the_unit_interval_by_their_probabilities() -> None:
+    sampler = LossSecondMoment(4, history=1, uniform_share=0.4)
+    sampler.update(torch.arange(4), torch.tensor([0.0, 3.0, 2.0, 5.0]))
+    np.testing.assert_allclose(sampler.probabilities(), [0.1, 0.28, 0.22, 0.4])
+    uniforms = torch.tensor([0.0, 0.099, 0.101, 0.379, 0.381, 0.599, 0.601, LARGEST], dtype=torch.float64)
+    steps, weights = sampler.draw(uniforms)
+    assert steps.equal(torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
+    np.testing.assert_allclose(weights, 0.25 / sampler.probabilities()[steps], rtol=1e-6)
+    for row, uniform in enumerate(uniforms):  # on its own number alone
+        assert sampler.draw(uniform[None])[0].item() == steps[row]
+
+
+def test_weighted_losses_are_expected_to_be_those_of_uniform_steps() -> None:
+    sampler = LossSecondMoment(5)
+    for batch in batches(5, 200):
+        sampler.update(*batch)
+    probabilities = sampler.probabilities()
+    assert probabilities.std() > 0.01
+    first = np.append(0, probabilities.cumsum()[:-1])
+    steps, weights = sampler.draw(torch.from_numpy(first + probabilities / 2))  # each step once
+    assert steps.equal(torch.arange(5))
+    losses = np.array([3.0, -1.0, 4.0, 1.5, 9.0])
+    assert np.sum(probabilities * weights.numpy() * losses) == pytest.approx(losses.mean(), rel=1e-6)
 
 
 @pytest.mark.parametrize("taken", [3, 60])
@@ -84,10 +119,8 @@ def test_a_resumed_sampler_is_the_same(taken: int) -> None:
     for batch in seen[taken:]:
         through.update(*batch)
         resumed.update(*batch)
-    draws = []
-    for sampler in (through, resumed):
-        torch.manual_seed(1)
-        draws.append(sampler.draw(50))
+    uniforms = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    draws = [sampler.draw(uniforms) for sampler in (through, resumed)]
     assert draws[0][0].equal(draws[1][0])
     assert draws[0][1].equal(draws[1][1])
     assert state["counts"].sum() == 7 * taken  # a copy, which later losses leave alone

@@ -31,6 +31,7 @@ from generators.unet.unet import UNet
 FACTS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "openai_checkpoints.json").read_text())
 MODELS: dict[str, Any] = FACTS["models"]
 UNCONDITIONAL_256 = ["256x256_diffusion_uncond", "lsun_bedroom", "lsun_cat", "lsun_horse", "lsun_horse_nodropout"]
+WITH_DROPOUT = ["64x64_diffusion", "lsun_bedroom", "lsun_cat", "lsun_horse"]  # Table 11
 ORDERS = {"QKVAttention": "qkv-major", "QKVAttentionLegacy": "head-major"}
 
 
@@ -125,8 +126,13 @@ def test_what_the_paper_says(
         batch, iterations, rate, decay
     )  # fmt: skip
     assert training.flip
+    assert training.crop == ("random" if row.trainer == "classifier" else "center")
+    assert row.config.model.dropout == (0.1 if name in WITH_DROPOUT else 0.0)
     assert training.annealing == ("linear" if row.trainer == "classifier" else "none")
-    assert training.ema_rate == (0.0 if row.trainer == "classifier" else 0.9999)
+    assert training.ema_rates == (() if row.trainer == "classifier" else (0.9999,))
+    assert not training.ema_warmup
+    assert training.warmup_steps == 0
+    assert training.gradient_clip is None
 
 
 @pytest.mark.parametrize("name", [name for name, row in RELEASED.items() if row.sampling and row.sampling.classifier])
