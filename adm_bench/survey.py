@@ -17,7 +17,8 @@ from adm_bench.files import file_sha256
 from adm_bench.images.ahead import ahead
 from adm_bench.images.dataset import Images, Labels
 from adm_bench.images.decoding import Preparation, decode, read_header
-from adm_bench.images.encoded import READ_AHEAD, printable, read_labels
+from adm_bench.images.encoded import READ_AHEAD, printable
+from adm_bench.images.labels import read_labels
 from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
 from adm_bench.images.npz_images import NpzImages
 from adm_bench.images.stores import Store
@@ -80,7 +81,7 @@ def survey_store(store: Store) -> dict[str, Any]:
             counters["modes"][f"{header.mode}, 16 bits a channel" if header.is_deep else header.mode] += 1
             counters["formats"][header.format] += 1
             lossy += header.lossy
-    labels = read_labels(store)[1]
+    labels = read_labels(store).labels
     kept = None if labels is None else labels[readable]
     number = len(readable)
     return {
