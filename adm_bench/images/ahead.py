@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -29,7 +29,7 @@ def share_of_threads() -> int:
 
 def ahead(
     function: Callable[[T], R], items: Iterable[T], depth: int, threads: ThreadPoolExecutor | None = None
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """`function` of each item, in order, worked out at most `depth` items ahead of the one asked for.
 
     By the program's own threads, unless others are given. An error comes out where its item would.
