@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from itertools import islice
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from adm_bench.errors import InputError, bad_input
 from adm_bench.images.ahead import ahead, share_of_threads
 from adm_bench.images.crops import center_crop, random_crop
-from adm_bench.images.dataset import CropFunction, Dataset, Images, TrainingOrder, Uncropped
+from adm_bench.images.dataset import CropFunction, Dataset, Images, Outlined, TrainingOrder, Uncropped
 from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import TrainingBatch
 from generators.training.config import Crop
@@ -144,3 +144,18 @@ class TrainingBatches:
         stacked = torch.empty((len(images), 3, size, size), dtype=torch.uint8, pin_memory=self.pinned)
         np.stack([made.pixels.transpose(2, 0, 1) for made in images], out=stacked.numpy())
         return stacked
+
+
+def training_record(dataset: Dataset) -> dict[str, Any]:
+    """What decides the images and labels that are trained on, as plain data: the same wherever they are copied to.
+
+    Encoded images are known by names, sizes, labels and the bytes of a few, without reading all of them; arrays and
+    plug-ins by their digest.
+    """
+    if isinstance(dataset, Outlined):
+        known = {"labels": dataset.labels_from, "outline": dataset.outline()}
+    else:
+        known = {"labels": "the plug-in's", "digest": dataset.digest()}
+    skipped = dataset.preparation.get("skipped")
+    counted = {"images": len(dataset), "image_size": dataset.image_size, "classes": dataset.num_classes}
+    return {**counted, **known, **({"skipped": sorted(skipped)} if skipped else {})}
