@@ -1,7 +1,7 @@
 """Whether loading hides behind training: images a second of the loader, of the step, and of both together.
 
-    python benchmarks/data_loading.py                                  # network A at 64 px, JPEGs, one thread that loads
-    python benchmarks/data_loading.py --channels 32 --batch 8          # a quicker step
+    python benchmarks/data_loading.py                          # network A at 64 px, JPEGs, one thread that loads
+    python benchmarks/data_loading.py --channels 32 --batch 8  # a quicker step
     python benchmarks/data_loading.py --device cuda --precision bf16 --batch 256 --workers 16
 
 JPEGs are made by a rule, in a temporary folder: smooth colours with some noise, about as large as photographs of their
