@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from adm_bench.checkpoints import DamagedError, verified
+from adm_bench import registry
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import file_sha256, read_json
+from adm_bench.images.labels import LabelSource
 from adm_bench.images.lmdb_store import is_lmdb
 from adm_bench.images.npz import NpzFile
-from adm_bench.images.sources import KINDS, find
+from adm_bench.images.sources import KINDS, find, open_dataset
 from adm_bench.images.stores import NoImagesError, Store
+from adm_bench.images.tar_store import PACKED_SUFFIXES, SUFFIX, is_pattern
 from adm_bench.places import MANIFEST_FILE, RUN_FILE, SUITE_FILE
 from adm_bench.references import PICKLES, why_not_pickles
 from adm_bench.reporting import RECORDS_FILE
 from adm_bench.runs import TrainingRun
-from adm_bench.survey import survey_npz, survey_shards, survey_store
+from adm_bench.survey import images_serve, survey_arrays, survey_npz, survey_shards, survey_store
 from generators.adm.networks import fitting_presets
 from generators.unet.checkpoint import OptimizerFile, WeightsFile, describe, read_optimizer
 from generators.unet.openai_training import TRAINING_NAME
@@ -24,20 +27,30 @@ from generators.unet.openai_training import TRAINING_NAME
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """What is at a path, as plain data; InputError where nothing known is."""
+def inspect(path: Path, size: int | None = None, labels: LabelSource = "auto") -> dict[str, Any]:
+    """What is at a path, or a data set of that name is, as plain data; InputError where nothing known is.
+
+    `size` is the side that images are wanted in, `labels` where their classes are read from.
+    """
+    if str(path) in registry.rows("datasets") and not path.exists():
+        dataset = open_dataset(str(path), size)
+        return {
+            "what": "data set",
+            **survey_arrays(dataset, size),
+            "serves": images_serve(len(dataset)),
+        }
     if path.is_dir() and not is_lmdb(path):
-        return _inspect_folder(path)
+        return _inspect_folder(path, size, labels)
     if path.suffix == ".npz":
-        return survey_npz(path)
+        return survey_npz(path, size)
     if path.suffix not in WEIGHTS_SUFFIXES:
         if path.suffix in PICKLES and path.is_file():
             raise InputError(why_not_pickles(path))
-        if not path.exists() or not (is_lmdb(path) or zipfile.is_zipfile(path)):
+        if not _holds_images(path):
             expected = f"{KINDS}, weights ({', '.join(WEIGHTS_SUFFIXES)}), or the folder of a run"
             found = "not known here" if path.exists() else "no such file or folder"
             raise InputError(f"{path}: {found}; expected {expected}")
-        return _images(find(path), path)
+        return _images(find(path), path, size, labels)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     with bad_input(path):
@@ -47,7 +60,14 @@ def inspect(path: Path) -> dict[str, Any]:
         return _weights(describe(path))
 
 
-def _inspect_folder(path: Path) -> dict[str, Any]:
+def _holds_images(path: Path) -> bool:
+    """Whether a file is an archive or an LMDB, or a pattern of tar files."""
+    if not path.exists():
+        return is_pattern(path)
+    return is_lmdb(path) or path.name.lower().endswith((SUFFIX, *PACKED_SUFFIXES)) or zipfile.is_zipfile(path)
+
+
+def _inspect_folder(path: Path, size: int | None, labels: LabelSource) -> dict[str, Any]:
     if (path / RUN_FILE).exists():
         return _training_run(TrainingRun(path))
     if (path / MANIFEST_FILE).exists():
@@ -62,7 +82,7 @@ def _inspect_folder(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: the folder is neither a training run nor a suite run, and holds no images"
         ) from error
-    return _images(found, path)
+    return _images(found, path, size, labels)
 
 
 def _training_run(run: TrainingRun) -> dict[str, Any]:
@@ -99,10 +119,10 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
     }
 
 
-def _images(found: Store | list[NpzFile], path: Path) -> dict[str, Any]:
+def _images(found: Store | list[NpzFile], path: Path, size: int | None, labels: LabelSource) -> dict[str, Any]:
     if isinstance(found, list):
-        return survey_shards(path, found)
-    return {"what": f"images in {found.kind}", **survey_store(found)}
+        return survey_shards(path, found, size)
+    return {"what": f"images in {found.kind}", **survey_store(found, size, labels)}
 
 
 def _weights(file: WeightsFile) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Surveys of images: what is in a file, a folder, an archive or an LMDB, before anybody computes with it."""
+"""Surveys of images: what is in a file, a folder, an archive or an LMDB, before anybody measures or trains with it."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,12 +14,14 @@ from adm_bench.checks import is_sorted
 from adm_bench.errors import InputError
 from adm_bench.files import file_sha256
 from adm_bench.images.ahead import ahead
-from adm_bench.images.dataset import Images, Labels, pixel_hashes
+from adm_bench.images.dataset import Images, ImageSet, Labels, pixel_hashes
 from adm_bench.images.decoding import Header, Preparation, UnreadableImageError, decode, read_header
-from adm_bench.images.encoded import READ_AHEAD, printable, read_labels
+from adm_bench.images.encoded import READ_AHEAD, printable
+from adm_bench.images.labels import LabelSource, read_labels
 from adm_bench.images.npz import IMAGES_KEY, NpzFile, read_identity
 from adm_bench.images.npz_images import NpzImages
 from adm_bench.images.stores import Store
+from adm_bench.images.tar_store import TarStore
 from adm_bench.references import Reference
 from metrics.protocol import Metric
 
@@ -49,13 +51,38 @@ class Pixels:
         return {"number": len(again), "first": [[name(one), name(other)] for one, other in again[:FEW]]}
 
 
-def survey_store(store: Store) -> dict[str, Any]:
-    """What encoded images are, every one of them decoded; those that cannot be are counted and named."""
-    pixels = Pixels()
+@dataclass(kw_only=True)
+class Sizes:
+    """Heights and widths of images as they pass."""
+
+    wanted: int | None
+    """Side that is to be trained on or measured, if any."""
+    counter: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def describe(self) -> dict[str, Any]:
+        """The most frequent ones, those of the shortest and the longest short side, and how many must be enlarged."""
+        by_side = sorted(self.counter, key=lambda size: (min(size), size))
+        found: dict[str, Any] = {
+            "sizes": {f"{height} x {width}": count for (height, width), count in self.counter.most_common(FEW)},
+            "smallest": list(by_side[0]) if by_side else None,
+            "largest": list(by_side[-1]) if by_side else None,
+        }
+        if self.wanted is None:
+            return found
+        below = sum(count for size, count in self.counter.items() if min(size) < self.wanted)
+        return found | {"below_size": {"size": self.wanted, "number": below}}
+
+
+def survey_store(store: Store, size: int | None = None, labels: LabelSource = "auto") -> dict[str, Any]:
+    """What encoded images are, every one of them decoded; those that cannot be are counted and named.
+
+    `size` is the side that they are wanted in, `labels` where their classes are read from.
+    """
+    pixels, sizes = Pixels(), Sizes(wanted=size)
     readable: list[int] = []
     bad: dict[str, str] = {}
     refused: dict[str, str] = {}
-    counters: dict[str, Counter[str]] = {"sizes": Counter(), "modes": Counter(), "formats": Counter()}
+    counters: dict[str, Counter[str]] = {"modes": Counter(), "formats": Counter()}
     lossy = 0
 
     def look(index: int) -> tuple[Header, Images] | ValueError:
@@ -76,22 +103,24 @@ def survey_store(store: Store) -> dict[str, Any]:
             header, image = found
             readable.append(index)
             pixels.add(image)
-            counters["sizes"][f"{header.height} x {header.width}"] += 1
+            sizes.counter[header.height, header.width] += 1
             counters["modes"][f"{header.mode}, 16 bits a channel" if header.is_deep else header.mode] += 1
             counters["formats"][header.format] += 1
             lossy += header.lossy
-    labels = read_labels(store)[1]
-    kept = None if labels is None else labels[readable]
     number = len(readable)
     options = {
-        "--size SIDE": len(counters["sizes"]) > 1,
+        "--size SIDE": len(sizes.counter) > 1,
         "--convert": bool(counters["modes"].keys() - {"RGB"}),
         f"--skip-bad {len(bad)}": bool(bad),
     }
     # one image that no option makes RGB of 8 bits keeps all others from being measured
-    served = [] if refused else _as_samples(number)
+    served = images_serve(0 if refused else number)
+    needed = [option for option, is_needed in options.items() if is_needed and served["as_samples"]]
+    shards = {"tar_files": _spread(np.array(store.counts))} if isinstance(store, TarStore) else {}
     return {
         "number": number,
+        **shards,
+        **sizes.describe(),
         **{name: dict(counter.most_common(FEW)) for name, counter in counters.items()},
         "dtype": "uint8",
         "range": [pixels.low, pixels.high] if number else None,
@@ -99,12 +128,8 @@ def survey_store(store: Store) -> dict[str, Any]:
         "unreadable": _few(bad),
         "never_taken": _few(refused),
         "duplicates": pixels.duplicates(lambda index: printable(store.names[readable[index]])),
-        "labels": None if kept is None else describe_labels(kept),
-        "serves": {
-            "as_samples": served,
-            "as_reference": served,
-            "with_options": [option for option, is_needed in options.items() if is_needed and served],
-        },
+        "labels": _labels_of(store, readable, labels),
+        "serves": {**served, "with_options": needed},
     }
 
 
@@ -112,7 +137,18 @@ def _few(reasons: dict[str, str]) -> dict[str, Any]:
     return {"number": len(reasons), "first": dict(list(reasons.items())[:FEW])}
 
 
-def survey_npz(path: Path) -> dict[str, Any]:
+def _labels_of(store: Store, readable: Sequence[int], source: LabelSource) -> dict[str, Any] | None:
+    """What the labels of readable images are, or why they cannot be told."""
+    try:
+        found = read_labels(store, source)
+    except InputError as error:
+        return {"problem": str(error)}
+    if found.labels is None:
+        return None
+    return {"from": found.origin, **describe_labels(found.labels[list(readable)])}
+
+
+def survey_npz(path: Path, size: int | None = None) -> dict[str, Any]:
     """What an npz file holds: samples, a reference, or other arrays."""
     file = NpzFile(path)
     kind = "reference" if "mu" in file else "samples" if IMAGES_KEY in file else "arrays"
@@ -123,30 +159,33 @@ def survey_npz(path: Path) -> dict[str, Any]:
     }
     number = 0
     if IMAGES_KEY in file:
-        found |= _survey_images(path, [file])
+        found |= _survey_npz_images(path, [file], size)
         number = found["images"].get("number", 0)
     found["serves"] = {"as_samples": _as_samples(number), "as_reference": _as_reference(path)}
     return found | {"identity": read_identity(file)}
 
 
-def survey_shards(path: Path, files: Sequence[NpzFile]) -> dict[str, Any]:
+def survey_shards(path: Path, files: Sequence[NpzFile], size: int | None = None) -> dict[str, Any]:
     """What the samples in a folder of npz files are."""
-    found = _survey_images(path, files)
+    found = _survey_npz_images(path, files, size)
     number = found["images"].get("number", 0)
-    served = _as_samples(number)
-    serves = {"as_samples": served, "as_reference": served}
-    return {"what": "samples in shards", "files": len(files), **found, "serves": serves}
+    return {"what": "samples in shards", "files": len(files), **found, "serves": images_serve(number)}
 
 
-def _survey_images(path: Path, files: Sequence[NpzFile]) -> dict[str, Any]:
+def _survey_npz_images(path: Path, files: Sequence[NpzFile], size: int | None) -> dict[str, Any]:
     """What the images are, or why they cannot be measured."""
     try:
         images = NpzImages(path, files)
-        labels = images.labels
+        images.labels  # noqa: B018  reading it finds what is wrong with it
     except InputError as error:
         return {"images": {"problem": str(error)}}
+    return survey_arrays(images, size)
+
+
+def survey_arrays(images: ImageSet, size: int | None = None) -> dict[str, Any]:
+    """What images of one size are, every one of them looked at."""
     pixels = Pixels()
-    with progress.stage(f"inspect {path}", len(images), "images") as advance:
+    with progress.stage(f"inspect {images.name}", len(images), "images") as advance:
         for batch in images.batches(BATCH_SIZE):
             for image in batch:
                 pixels.add(image)
@@ -161,13 +200,24 @@ def _survey_images(path: Path, files: Sequence[NpzFile]) -> dict[str, Any]:
             "duplicates": pixels.duplicates(lambda index: index),
         }
     }
-    return found | ({} if labels is None else {"labels": describe_labels(labels)})
+    if size is not None:
+        below = len(images) if min(images.image_shape) < size else 0
+        found["images"]["below_size"] = {"size": size, "number": below}
+    return found | ({} if images.labels is None else {"labels": describe_labels(images.labels)})
 
 
 def describe_labels(labels: Labels) -> dict[str, Any]:
-    """Whether labels are sorted, and how often each occurs."""
+    """How many classes occur, how many images each has, and whether labels are sorted."""
     values, counts = np.unique(labels, return_counts=True)
-    return {"sorted": is_sorted(labels), "histogram": _histogram(values, counts)}
+    return {"classes": _spread(counts), "sorted": is_sorted(labels), "histogram": _histogram(values, counts)}
+
+
+def _spread(counts: NDArray[np.int64]) -> dict[str, int]:
+    """Number of classes or files, and how many images the smallest, the middle and the largest of them have."""
+    if not len(counts):
+        return {"number": 0}
+    fewest, middle, most = np.quantile(counts, [0, 0.5, 1], method="lower").tolist()
+    return {"number": len(counts), "fewest_images": fewest, "median_images": middle, "most_images": most}
 
 
 def _histogram(values: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[int, int]:
@@ -178,8 +228,13 @@ def _metrics() -> list[Metric]:
     return [registry.load("metrics", name) for name in registry.rows("metrics")]
 
 
+def images_serve(num_images: int) -> dict[str, list[str]]:
+    """Names of the metrics that so many images can be measured by, and be the reference of, which needs as many."""
+    served = _as_samples(num_images)
+    return {"as_samples": served, "as_reference": served}
+
+
 def _as_samples(num_images: int) -> list[str]:
-    """Names of the metrics that so many images can be measured by; a reference without statistics needs as many."""
     return [metric.name for metric in _metrics() if num_images >= metric.min_images]
 
 

@@ -55,6 +55,17 @@ def feature_weights_option(command: F) -> F:
     )(command)
 
 
+def labels_from_option(command: F) -> F:
+    """`--labels`."""
+    return click.option(
+        "--labels",
+        "labels_from",
+        type=click.Choice(("auto", "folder", "prefix", "none")),
+        default="auto",
+        help="Classes: what the data state or their folders (auto), folders, or names up to the first '_' as ADM's.",
+    )(command)
+
+
 def features_option(command: F) -> F:
     """`--features`."""
     return click.option(

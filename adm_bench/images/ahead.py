@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -10,6 +10,8 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 MOST_THREADS = 16
+LOCAL_PROCESSES = "LOCAL_WORLD_SIZE"
+"""Where `torchrun` says how many processes share this machine."""
 
 
 @cache
@@ -18,12 +20,24 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)) + 1), "decode")
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
-    """`function` of each item, in order, worked out at most `depth` items ahead of the one asked for."""
+def share_of_threads() -> int:
+    """Threads that one of the processes on this machine may keep busy beside its network; at least one."""
+    stated = os.environ.get(LOCAL_PROCESSES, "")
+    processes = int(stated) if stated.isdecimal() and int(stated) else 1
+    return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // processes))
+
+
+def ahead(
+    function: Callable[[T], R], items: Iterable[T], depth: int, threads: ThreadPoolExecutor | None = None
+) -> Generator[R, None, None]:
+    """`function` of each item, in order, worked out at most `depth` items ahead of the one asked for.
+
+    By the program's own threads, unless others are given. An error comes out where its item would.
+    """
     pending: deque[Future[R]] = deque()
     try:
         for item in items:
-            pending.append(_threads().submit(function, item))
+            pending.append((threads or _threads()).submit(function, item))
             if len(pending) > depth:
                 yield pending.popleft().result()
         while pending:

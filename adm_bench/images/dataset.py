@@ -1,13 +1,14 @@
 """What a set of images is, one in memory, and the order in which training goes through it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from generators.diffusion.noise import Stream, mix_seed
@@ -15,6 +16,8 @@ from generators.diffusion.noise import Stream, mix_seed
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 PixelHashes = NDArray[np.uint64]
+CropFunction = Callable[[Image.Image], Images]
+"""Makes an RGB image a square of pixels (size, size, 3)."""
 
 BATCH_BUDGET_BYTES = 2**28
 """Pixels that one batch may hold, so that memory is bounded whatever the size of the images."""
@@ -86,7 +89,29 @@ class Dataset(ImageSet, Protocol):
         """Number of classes, or None where there are no labels."""
 
     def read(self, indices: Sequence[int]) -> tuple[Images, Labels | None]:
-        """Images (B, 3, H, W) and labels (B,), or None where there are none."""
+        """Images (B, 3, H, W) and labels (B,), or None where there are none. Several threads may call it at once."""
+
+
+@runtime_checkable
+class Uncropped(Protocol):
+    """A data set that still has what its squares are cut from."""
+
+    def cropped(self, index: int, crop: CropFunction) -> Images:
+        """A square of one image as it is stored, of any size, in RGB: uint8 (size, size, 3).
+
+        Several threads may call it at once. InputError, naming the image, where it cannot be had.
+        """
+
+
+@runtime_checkable
+class Outlined(Protocol):
+    """A data set that knows itself again without reading all of it, wherever it is copied to."""
+
+    labels_from: str
+    """What the labels are: "dataset.json", "cls", "json", "folders", "prefixes", "stated" (by an array) or "none"."""
+
+    def outline(self) -> str:
+        """SHA-256 of names, sizes and labels of all images, and of the bytes of a few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +162,16 @@ class ArrayDataset:
         """See `ImageSet`: the digest, which is known."""
         return self.source_digest
 
+    @property
+    def labels_from(self) -> str:
+        """See `Outlined`."""
+        return "none" if self.labels is None else "stated"
+
+    def outline(self) -> str:
+        """See `Outlined`: the digest, which is known, and what is left of the labels."""
+        labels = b"" if self.labels is None else self.labels.tobytes()
+        return hashlib.sha256(self.source_digest.encode() + labels).hexdigest()
+
 
 def passes(images: ImageSet, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
     """One pass over a set of images in its order: (uint8 NCHW, int64 labels or None)."""
@@ -148,26 +183,31 @@ def passes(images: ImageSet, batch_size: int = 256) -> Iterator[tuple[Tensor, Te
 
 
 class TrainingOrder:
-    """Which images a step trains on: a fresh shuffle every epoch, decided by the seed alone.
+    """Which images training goes through: a fresh shuffle every epoch, decided by the seed alone.
 
     Nothing is drawn along the way, so a run can go on from any step.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+    def __init__(self, num_images: int, batch_size: int, seed: int, *, shuffled: bool = True) -> None:
+        """Not `shuffled`, every epoch has the order of the data set."""
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
+        self.shuffled = shuffled
         self._epoch = -1
-        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+        self._order: NDArray[np.int64] = np.arange(num_images)
 
     def indices(self, step: int) -> list[int]:
         """Indices of the images of a step's batch; a batch may reach over the end of an epoch."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.at(range(step * self.batch_size, (step + 1) * self.batch_size))
+
+    def at(self, positions: Sequence[int]) -> list[int]:
+        """Indices of the images at positions, which count through all epochs."""
         return [self._at(position) for position in positions]
 
     def _at(self, position: int) -> int:
         epoch, place = divmod(position, self.num_images)
-        if epoch != self._epoch:
+        if self.shuffled and epoch != self._epoch:
             self._epoch = epoch
             shuffle = np.random.default_rng(mix_seed(self.seed, Stream.TRAINING_ORDER, epoch))
             self._order = shuffle.permutation(self.num_images)

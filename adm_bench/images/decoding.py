@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import PIL
 from PIL import Image
 
 from adm_bench.images.crops import center_crop
-from adm_bench.images.dataset import Images
+from adm_bench.images.dataset import CropFunction, Images
 
 SUFFIXES = {".png": False, ".jpg": True, ".jpeg": True, ".gif": False, ".bmp": False, ".webp": True}
 """File endings that are read, and whether they lose detail."""
@@ -68,13 +67,13 @@ class Header:
 
 def has_image_name(name: str) -> bool:
     """Whether a "/"-separated name is that of an image, of which no part is hidden."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.parts))
+    _, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() in SUFFIXES and not any(map(is_hidden, name.split("/")))
 
 
 def is_hidden(part: str) -> bool:
     """Whether a part of a name is of what programs leave behind: notebooks' checkpoints, macOS's shadows."""
-    return (part.startswith(".") and part != "..") or part == "__MACOSX"
+    return (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
 
 
 def read_header(content: bytes) -> Header:
@@ -93,8 +92,8 @@ def _header(image: Image.Image, content: bytes) -> Header:
     )
 
 
-def decode(content: bytes, preparation: Preparation) -> Images:
-    """Pixels of an encoded image: uint8 (H, W, 3).
+def decode(content: bytes, preparation: Preparation, crop: CropFunction | None = None) -> Images:
+    """Pixels of an encoded image: uint8 (H, W, 3); `crop` replaces the centre crop of the preparation.
 
     UnreadableImageError where it is damaged or too large, another ValueError where it is not RGB and
     conversion is not asked for, or has more than 8 bits a channel; of RGB of 16 bits, conversion keeps the upper 8.
@@ -104,6 +103,8 @@ def decode(content: bytes, preparation: Preparation) -> Images:
     try:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         # A copy: what Pillow decodes into may be shared, and is not writable.
+        if crop is not None:
+            return crop(rgb)
         return np.array(rgb) if preparation.size is None else center_crop(rgb, preparation.size)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise _unreadable(error) from error

@@ -1,4 +1,4 @@
-"""Encoded images in a folder, a zip archive or an LMDB as a data set: decoded as they are needed, by threads."""
+"""Encoded images in a folder, an archive or an LMDB as a data set: decoded as they are needed, by threads."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from adm_bench import progress
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import fingerprint
 from adm_bench.images.ahead import ahead
-from adm_bench.images.dataset import Images, Labels, PixelHashes, images_at_a_time, pixel_hashes
+from adm_bench.images.dataset import CropFunction, Images, Labels, PixelHashes, images_at_a_time, pixel_hashes
 from adm_bench.images.decoding import (
     SUFFIXES,
     Header,
@@ -23,27 +23,33 @@ from adm_bench.images.decoding import (
     read_header,
     require_taken,
 )
-from adm_bench.images.stores import LABELS_FILE, NoImagesError, Store
+from adm_bench.images.labels import LabelSource, read_labels
+from adm_bench.images.stores import NoImagesError, Store
 
 READ_AHEAD = 256
 """Encoded images read ahead where they are only hashed or checked."""
+LOOKED_INTO = 64
+"""Images whose bytes an outline has, spread over all."""
 
 
 class EncodedImages:
     """`adm_bench.images.dataset.Dataset` of encoded images.
 
-    Labels are those of a `dataset.json` (EDM, StyleGAN) where there is one; otherwise the ranks of the folders,
-    where every image lies in one of two or more. InputError, naming the image, for whatever cannot be taken.
+    Labels are as `adm_bench.images.labels` reads them. InputError, naming the image, for whatever cannot be taken.
     """
 
-    def __init__(self, store: Store, preparation: Preparation, *, skip_bad: int = 0) -> None:
+    def __init__(
+        self, store: Store, preparation: Preparation, *, labels: LabelSource = "auto", skip_bad: int = 0
+    ) -> None:
         """`skip_bad` images at most may be unreadable and are left out; to find them, everything is decoded once."""
         if not store.names:
             raise NoImagesError(store.root)
         self.store = store
         self.name = str(store.root)
         self.how = preparation
-        self.class_names, self._all_labels = read_labels(store)
+        found = read_labels(store, labels)
+        self.class_names, self.labels_from, self._all_labels = found.classes, found.origin, found.labels
+        self._labels_asked = labels
         self.skipped: dict[str, str] = {}
         self.pixel_hashes: PixelHashes | None = None
         """Of the images (3, H, W) as they are taken, where they were decoded to find unreadable ones."""
@@ -74,8 +80,9 @@ class EncodedImages:
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """See `ImageSet`; with the images that were left out, and why."""
-        return self.how.describe() | ({"skipped": self.skipped} if self.skipped else {})
+        """See `ImageSet`; with labels that were asked for, and the images that were left out, and why."""
+        asked = {} if self._labels_asked == "auto" else {"labels": self._labels_asked}
+        return self.how.describe() | asked | ({"skipped": self.skipped} if self.skipped else {})
 
     def __len__(self) -> int:
         """Number of images."""
@@ -88,8 +95,13 @@ class EncodedImages:
     def read(self, indices: Sequence[int]) -> tuple[Images, Labels | None]:
         """See `Dataset`."""
         images = np.stack([pixels for pixels, _ in ahead(self._load, indices, depth=len(indices))])
-        labels = self.labels
-        return images, None if labels is None else labels[np.asarray(indices)]
+        return images, None if self._all_labels is None else self._all_labels[self._kept[np.asarray(indices)]]
+
+    def cropped(self, index: int, crop: CropFunction) -> Images:
+        """See `Uncropped`."""
+        content = self._content(index)
+        with bad_input(self.where(index)):
+            return decode(content, self.how, crop)
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Images]:
         """See `ImageSet`. A pass over everything learns the digest by the way."""
@@ -121,6 +133,19 @@ class EncodedImages:
     def fingerprint(self) -> str:
         """See `ImageSet`."""
         return fingerprint({"store": self.store.stamp(), "preparation": self.preparation})
+
+    def outline(self) -> str:
+        """See `Outlined`: the same wherever the images lie, be it in a folder or in an archive of it."""
+        total = hashlib.sha256()
+        sizes = self.store.sizes().tolist()
+        labels = [""] * len(sizes) if self._all_labels is None else self._all_labels.tolist()
+        for place in self._kept.tolist():
+            name = self.store.names[place].encode("utf-8", "surrogateescape")
+            total.update(name + f"\0{sizes[place]}\0{labels[place]}\0".encode())
+        chosen = sorted({len(self) * part // LOOKED_INTO for part in range(LOOKED_INTO)})
+        for content in ahead(self._content, chosen, depth=LOOKED_INTO):
+            total.update(hashlib.sha256(content).digest())
+        return total.hexdigest()
 
     def _new_digest(self) -> Any:
         return hashlib.sha256(json.dumps(self.preparation, sort_keys=True).encode())
@@ -211,48 +236,3 @@ def _has_lossy_name(name: str) -> bool:
 def printable(name: str) -> str:
     """A name whose bytes may be no UTF-8, for a record."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def read_labels(store: Store) -> tuple[tuple[str, ...], Labels | None]:
-    """Names of the classes, where folders are the classes, and labels of all images, where there are any.
-
-    InputError for a damaged dataset.json.
-    """
-    with bad_input(f"{store.root}/{LABELS_FILE}"):
-        stated = store.read_beside(LABELS_FILE)
-        if stated is not None:
-            return (), _stated_labels(stated, store.names)
-    folders = [name.split("/")[:-1] for name in store.names]
-    depth = _common_depth(folders)
-    if any(len(folder) <= depth for folder in folders):
-        return (), None
-    owners = [folder[depth] for folder in folders]
-    classes = sorted(set(owners))
-    ranks = {name: rank for rank, name in enumerate(classes)}
-    return tuple(classes), np.array([ranks[owner] for owner in owners], np.int64)
-
-
-def _common_depth(folders: Sequence[list[str]]) -> int:
-    """Number of folders that all images share, such as the one that an archive was made of."""
-    first, last = min(folders), max(folders)
-    return next((depth for depth, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-
-
-def _stated_labels(content: bytes, names: Sequence[str]) -> Labels | None:
-    """Labels of a dataset.json, `{"labels": [["00000/img00000000.png", 6], ...]}`, or None where it states none.
-
-    ValueError where it is damaged or says nothing of an image.
-    """
-    try:
-        stated = json.loads(content)
-        rows = stated["labels"]
-        labels = None if rows is None else {str(name): label for name, label in rows}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError('is no JSON of the form {"labels": [["NAME", CLASS], ...]}; mend or remove it') from error
-    if labels is None:
-        return None
-    for name in names:
-        label = labels.get(name)
-        if type(label) is not int or not 0 <= label < 2**31:
-            raise ValueError(f"says {label!r} of {name}; expected its class, an integer from 0")
-    return np.array([labels[name] for name in names], np.int64)

@@ -5,9 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adm_bench.errors import InputError
 from adm_bench.images.decoding import UnreadableImageError
-from adm_bench.images.stores import NoImagesError, require_bounded
+from adm_bench.images.stores import NoImagesError, Store, require_bounded
 
 DATA_FILE = "data.mdb"
 SUFFIXES = (".mdb", ".lmdb")
@@ -18,7 +21,7 @@ def is_lmdb(path: Path) -> bool:
     return (path / DATA_FILE).is_file() or (path.is_file() and path.suffix in SUFFIXES)
 
 
-class LmdbStore:
+class LmdbStore(Store):
     """`adm_bench.images.stores.Store` of an LMDB, opened for reading only, without a lock file.
 
     LMDB maps its file into memory and trusts it; a truncated one is refused, but do not open one that a stranger
@@ -65,6 +68,11 @@ class LmdbStore:
     def read_beside(self, name: str) -> None:  # noqa: ARG002  the protocol's
         """See `Store`: LSUN has nothing but images."""
         return
+
+    def sizes(self) -> NDArray[np.int64]:
+        """See `Store`: known from the index, without a look at the images."""
+        with self.environment.begin(buffers=True) as transaction:
+            return np.array([len(content) for _, content in transaction.cursor()], np.int64)
 
     def stamp(self) -> str:
         """See `Store`: the keys, and the number of the last change."""

@@ -5,9 +5,13 @@ import os
 import stat
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from adm_bench.errors import InputError
 from adm_bench.images.decoding import LARGEST_FILE_BYTES, SUFFIXES, UnreadableImageError, has_image_name, is_hidden
@@ -16,6 +20,17 @@ LABELS_FILE = "dataset.json"
 """Where EDM's and StyleGAN's data sets keep their labels."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Ways to compress whose output Python's zipfile bounds; the others inflate a block at a time, however large."""
+STATS_AT_A_TIME = 1000
+STAT_THREADS = 16
+"""More than processors: they wait for a file server."""
+
+
+class Stated(NamedTuple):
+    """Labels that a store has beside its images."""
+
+    origin: str
+    labels: Sequence[object]
+    """One an image, unchecked; None where an image has none."""
 
 UNIX_MODE_SHIFT = 16
 """Where zip programs on Unix keep a file's mode among a member's attributes."""
@@ -36,11 +51,22 @@ class Store(Protocol):
     def read_beside(self, name: str) -> bytes | None:
         """A file that is no image, or None where there is none of that name."""
 
+    def inner_names(self) -> list[str]:
+        """What classes are read from: the names, without what says in which of several files an image lies."""
+        return self.names
+
+    def stated_labels(self) -> Stated | None:
+        """Labels beside the images, where the kind of source has such."""
+        return None
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Of the encoded images, in bytes."""
+
     def stamp(self) -> str:
         """SHA-256 of what is known without reading images: names, sizes, and times or checksums."""
 
 
-class FolderStore:
+class FolderStore(Store):
     """Files under a folder, at any depth. InputError where a part of it cannot be read, or is a link to a folder."""
 
     kind = "a folder"
@@ -69,6 +95,21 @@ class FolderStore:
         require_bounded(path.stat().st_size)
         return path.read_bytes()
 
+    def sizes(self) -> NDArray[np.int64]:
+        """See `Store`; InputError where an image is gone."""
+        root = str(self.root)
+
+        def look(first: int) -> list[int]:
+            names = self.names[first : first + STATS_AT_A_TIME]
+            return [os.stat(os.path.join(root, name)).st_size for name in names]  # noqa: PTH116, PTH118  as below
+
+        try:
+            with ThreadPoolExecutor(STAT_THREADS, "stat") as threads:
+                found = threads.map(look, range(0, len(self.names), STATS_AT_A_TIME))
+                return np.array([size for sizes in found for size in sizes], np.int64)
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from error
+
     def stamp(self) -> str:
         """See `Store`."""
         total = hashlib.sha256()
@@ -78,7 +119,7 @@ class FolderStore:
         return total.hexdigest()
 
 
-class ZipStore:
+class ZipStore(Store):
     """Members of a zip archive, never extracted. InputError where the archive is damaged or holds no images."""
 
     kind = "a zip archive"
@@ -133,6 +174,10 @@ class ZipStore:
         """See `Store`."""
         member = self.archive.NameToInfo.get(name)
         return None if member is None else self._read(member)
+
+    def sizes(self) -> NDArray[np.int64]:
+        """See `Store`."""
+        return np.array([member.file_size for member in self.members], np.int64)
 
     def stamp(self) -> str:
         """See `Store`."""

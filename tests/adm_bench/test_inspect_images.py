@@ -1,6 +1,7 @@
 """What `inspect` says of images, and the checks that come before any network."""
 
 import json
+import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -22,12 +23,12 @@ from adm_bench.references import Reference
 from metrics.features.digits import DigitsFeatures
 from metrics.protocol import EvaluationProtocol, Metric
 
-Inspect = Callable[[Path], dict[str, Any]]
+Inspect = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
 def inspect(run: Callable[..., Any]) -> Inspect:
-    return lambda path: json.loads(run("inspect", path).stdout)
+    return lambda path, *options: json.loads(run("inspect", path, *options).stdout)
 
 
 def png(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB", form: str = "PNG") -> bytes:
@@ -68,10 +69,46 @@ def test_encoded_images_are_surveyed(inspect: Inspect, tmp_path: Path) -> None:
         assert found["unreadable"]["number"] == 1
         assert "not a readable image" in found["unreadable"]["first"]["dog/g.png"]
         assert found["duplicates"] == {"number": 1, "first": [["cat/a.png", "cat/c.png"]]}
-        assert found["labels"] == {"sorted": True, "histogram": {"0": 3, "1": 3}}
+        assert found["labels"] == {
+            "from": "folders",
+            "classes": {"number": 2, "fewest_images": 3, "median_images": 3, "most_images": 3},
+            "sorted": True,
+            "histogram": {"0": 3, "1": 3},
+        }
+        assert (found["smallest"], found["largest"]) == ([8, 8], [8, 9])
         assert 0 <= found["range"][0] < 30 < 220 < found["range"][1] <= 255
         assert "precision" in found["serves"]["as_samples"]
         assert found["serves"]["with_options"] == ["--size SIDE", "--convert", "--skip-bad 1"]
+
+
+def test_training_sets_are_surveyed_for_their_size_and_labels(inspect: Inspect, tmp_path: Path) -> None:
+    sides = {
+        "cat_0": (8, 30),
+        "cat_1": (16, 16),
+        "dog_0": (9, 40),
+        "eel_0": (20, 12),
+        "eel_1": (64, 33),
+        "eel_2": (7, 9),
+    }
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for index, (name, size) in enumerate(sides.items()):
+                if shard == 0 or index > 3:
+                    content = png(10 * shard + index, size)
+                    member = tarfile.TarInfo(f"{name}.png")
+                    member.size = len(content)
+                    archive.addfile(member, BytesIO(content))
+    found = inspect(tmp_path, "--size", "12", "--labels", "prefix")
+    assert found["what"] == "images in tar files"
+    assert found["tar_files"] == {"number": 2, "fewest_images": 2, "median_images": 2, "most_images": 6}
+    assert (found["smallest"], found["largest"]) == ([7, 9], [64, 33])
+    assert found["below_size"] == {"size": 12, "number": 4}
+    assert found["labels"]["from"] == "prefixes"
+    assert found["labels"]["classes"] == {"number": 3, "fewest_images": 1, "median_images": 2, "most_images": 5}
+    assert inspect(f"{tmp_path}/{{0..1}}.tar")["labels"] is None
+    assert "expected every image in a folder" in inspect(tmp_path, "--labels", "folder")["labels"]["problem"]
+    digits = inspect("digits", "--size", "16")
+    assert (digits["images"]["number"], digits["labels"]["classes"]["number"]) == (1797, 10)
 
 
 def test_npz_files_are_surveyed(inspect: Inspect, reference: Path, tmp_path: Path) -> None:
@@ -81,7 +118,14 @@ def test_npz_files_are_surveyed(inspect: Inspect, reference: Path, tmp_path: Pat
     found = inspect(tmp_path / "a.npz")
     assert (found["what"], found["images"]["number"], found["images"]["size"]) == ("samples", 6, [8, 8])
     assert found["images"]["duplicates"] == {"number": 1, "first": [[1, 4]]}
-    assert found["labels"] == {"sorted": False, "histogram": {"0": 2, "1": 2, "2": 2}}
+    assert found["labels"] == {
+        "classes": {"number": 3, "fewest_images": 2, "median_images": 2, "most_images": 2},
+        "sorted": False,
+        "histogram": {"0": 2, "1": 2, "2": 2},
+    }
+    for size, number in ((8, 0), (9, 6)):
+        below = inspect(tmp_path / "a.npz", "--size", size)["images"]["below_size"]
+        assert below == {"size": size, "number": number}
     assert found["arrays"] == {"arr_0": "uint8 (6, 8, 8, 3)", "arr_1": "int64 (6,)"}
     shards = inspect(tmp_path)
     assert (shards["what"], shards["files"], shards["images"]["number"]) == ("samples in shards", 1, 6)
