@@ -1,6 +1,8 @@
 """The processes of one command under `torchrun`: who they are, what they agree on, and how they end together."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from datetime import timedelta
 import click
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from adm_bench.errors import AlreadySaidError, InputError, explain
@@ -147,11 +149,38 @@ def joined_ranks(device: torch.device = CPU, *, group_of_one: bool = False) -> I
 
 
 def _meeting_place(size: int) -> tuple[Store, int]:
-    """The store that the environment names, which outlives this process under `torchrun`, and this process's rank."""
+    """A store that all processes reach, the one that the environment names, and this process's rank."""
     if size == 1:
         return dist.HashStore(), 0  # type: ignore[attr-defined]  # it is there on all but Windows
     store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
-    return store, rank
+    return PrefixStore(_agreed_name(store, rank, size), store), rank
+
+
+def _agreed_name(store: Store, rank: int, size: int) -> str:
+    """A name that these processes share and no earlier ones had.
+
+    `torchrun --max-restarts` gives new processes the store of the dead ones, with their addresses in it, and its count
+    of restarts differs from machine to machine (pytorch issue 135712). So the first process makes a name up, and
+    hands it to whoever asks for it with a key of its own; keys of the dead are answered too, which nobody reads.
+    """
+    if rank > 0:
+        key = uuid.uuid4().hex
+        store.set(f"asks/{rank}", key)
+        name: str = store.get(f"answer/{key}").decode()
+        store.add(f"answered/{name}", 1)
+        return name
+    name, answered = uuid.uuid4().hex, dict[int, str]()
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while store.add(f"answered/{name}", 0) < size - 1:
+        for other in range(1, size):
+            key = store.get(f"asks/{other}").decode()
+            if answered.get(other) != key:
+                store.set(f"answer/{key}", name)
+                answered[other] = key
+        if time.monotonic() > deadline:
+            raise InputError(f"not all of {size} processes have come within {PATIENCE}; their own output may say why")
+        time.sleep(0.01)
+    return name
 
 
 def _said_once(error: Exception, rank: int, store: Store) -> AlreadySaidError:
