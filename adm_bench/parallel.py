@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from adm_bench.errors import InputError
 from adm_bench.ranks import Ranks
 from generators.protocol import Parallel
 from generators.training.alone import Alone
@@ -50,13 +51,11 @@ class Replicated(Joined):
     """
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """See `Parallel`; a forward pass of what comes back is collective where gradients are on."""
-        return DistributedDataParallel(
-            network,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        """See `Parallel`; ValueError for a network with buffers, which would drift apart."""
+        if any(True for _ in network.buffers()):
+            raise ValueError("the network has buffers; expected parameters alone, which are all that processes share")
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
 
     @contextmanager
     def accumulating(self, wrapped: nn.Module) -> Iterator[None]:
@@ -80,6 +79,11 @@ class Sharded(Joined):
 
     The shares are float32, and so is what travels. A residual or attention block is whole only while it works.
     """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(ranks)
+        if ranks.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            raise InputError(f"sharding on CPUs needs a newer torch than {torch.__version__}; GPUs do not")
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """See `Parallel`; every forward pass of what comes back, which is the network itself, is collective."""

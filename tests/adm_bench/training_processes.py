@@ -23,9 +23,9 @@ from generators.unet.unet import UNet
 CONFIG = UNetConfig(
     image_size=8, channels=64, num_res_blocks=1, attention_resolutions=(4,), head_channels=64, num_classes=3
 )
-BATCH = 8
+BATCH = 4
 STEPS = 20
-MORE_STEPS = 3
+MORE_STEPS = 2
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
