@@ -1,5 +1,6 @@
 """Many processes that train one network: replicas of it (DDP), or shares of it (FSDP2)."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -51,9 +52,10 @@ class Replicated(Joined):
     """
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """See `Parallel`; ValueError for a network with buffers, which would drift apart."""
-        if any(True for _ in network.buffers()):
-            raise ValueError("the network has buffers; expected parameters alone, which are all that processes share")
+        """See `Parallel`; a forward pass of what comes back is collective where its gradients are."""
+        _require_no_buffers(network)
+        # Gradients of 1x1 convolutions come in strides that say the same in other numbers, and are copied.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         device_ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
 
@@ -87,6 +89,7 @@ class Sharded(Joined):
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """See `Parallel`; every forward pass of what comes back, which is the network itself, is collective."""
+        _require_no_buffers(network)
         for parameter in network.parameters():  # the first process's, as DDP has it
             dist.broadcast(parameter.detach(), src=0)
         mesh = init_device_mesh(self.device.type, (self.size,))
@@ -121,3 +124,9 @@ class Sharded(Joined):
         shares = whole.chunk(self.size, placement.dim)  # as DTensor cuts: the last ones may be missing
         if self.rank < len(shares):
             into.to_local().copy_(shares[self.rank])
+
+
+def _require_no_buffers(network: nn.Module) -> None:
+    names = [name for name, _ in network.named_buffers()]
+    if names:
+        raise ValueError(f"the network has a buffer, {names[0]}; expected parameters alone, the rest would drift apart")

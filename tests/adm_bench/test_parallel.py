@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adm_bench.parallel import Sharded, parallel_for
+from adm_bench.parallel import Replicated, Sharded, parallel_for
 from adm_bench.ranks import joined_ranks
 from generators.training.alone import Alone
 
@@ -146,9 +146,13 @@ def test_one_process_can_be_sharded_in_a_group_of_one() -> None:
     script = load_script()
     expected = script.Training(Alone()).step(0)
     with joined_ranks(group_of_one=True) as ranks:
+        assert isinstance(parallel_for(ranks, "none"), Alone)
         parallel = parallel_for(ranks, "full")
         assert isinstance(parallel, Sharded)
         assert script.Training(parallel).step(0) == pytest.approx(expected, rel=TOLERANCE)
         with pytest.raises(ValueError, match=r"whole tensor is \(2,\); expected"):
             parallel.copy(torch.zeros(2), next(iter(script.Training(parallel).parameters.values())))
+        for each in (parallel, Replicated(ranks)):
+            with pytest.raises(ValueError, match=r"has a buffer, running_mean"):
+                each.wrap(torch.nn.BatchNorm2d(3))
     assert not torch.distributed.is_initialized()

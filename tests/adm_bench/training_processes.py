@@ -110,7 +110,7 @@ class Training:
     def skips_an_overflow(self) -> bool:
         """Whether an infinity in one process's gradient halves the scale and changes nothing on all."""
         before = {name: tensor.clone() for name, tensor in self.state().items()}
-        scaler = torch.amp.GradScaler(self.device, init_scale=8.0)
+        scaler = torch.amp.GradScaler(torch.device(self.device).type, init_scale=8.0)
         self.backward(0, scaler=scaler)
         gradient = next(iter(self.parameters.values())).grad
         local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
@@ -120,7 +120,7 @@ class Training:
         scaler.update()
         after = self.state()
         unchanged = all(torch.equal(before[name], after[name]) for name in before)
-        answers = self.parallel.gather(torch.tensor([unchanged, scaler.get_scale() == 4.0]).int())
+        answers = self.parallel.gather(torch.tensor([unchanged, scaler.get_scale() == 4.0], device=self.device).int())
         return bool(answers.all())
 
 
