@@ -1,6 +1,5 @@
 """The command line: a group whose commands are imported when they are needed."""
 
-import errno
 import importlib
 import os
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import click
 
 from adm_bench.commands.options import example
-from adm_bench.errors import InputError
+from adm_bench.errors import AlreadySaidError, InputError, explain
 
 COMMANDS = (
     "train",
@@ -72,20 +71,15 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # the reader of our output has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             ctx.exit(0)
-        except InputError as error:
-            if ctx.params["debug"]:
-                raise
-            if os.environ.get("RANK", "0") != "0":  # the first process of torchrun says it, once
-                ctx.exit(BadInput.exit_code)
-            raise BadInput(str(error)) from error
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                where = error.filename or "the disk"
-                raise BadInput(f"{where}: {error.strerror}; make room, or choose another place") from error
-            message = f"internal failure: {type(error).__name__}: {' '.join(str(error).split())}"
-            raise OurFailure(f"{message} (adm-bench --debug ... shows where)") from error
+            if isinstance(error, AlreadySaidError):
+                ctx.exit(error.exit_status)
+            line, exit_status = explain(error)
+            if isinstance(error, InputError) and os.environ.get("RANK", "0") != "0":
+                ctx.exit(exit_status)  # the first process of torchrun says it, once
+            raise (BadInput if exit_status == BadInput.exit_code else OurFailure)(line) from error
 
 
 @click.group(

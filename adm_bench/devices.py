@@ -12,18 +12,17 @@ from adm_bench.errors import InputError
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU; InputError for a device that is not here.
 
-    Of several CUDA devices, each local process of `torchrun` has its own.
+    Of several CUDA devices, each local process of `torchrun` has its own, unless one is named by its number.
 
     What is recorded as fp32 is to be fp32: TF32, which torch lets convolutions use, is switched off.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
     try:
-        device = torch.device(name)
+        own = name in ("auto", "cuda") and torch.cuda.is_available()
+        device = _own_cuda_device() if own else torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise InputError(f"--device {name}: not offered; expected auto, cpu, cuda or cuda:N")
         torch.empty(0, device=device)
@@ -31,6 +30,17 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: not usable here ({reason}); try --device auto or cpu") from error
     return device
+
+
+def _own_cuda_device() -> torch.device:
+    """The one of the visible devices (CUDA_VISIBLE_DEVICES) that is this process's."""
+    local_rank, visible = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= visible:
+        raise InputError(
+            f"this is local process {local_rank}, counted from 0, but {visible} CUDA devices are visible; "
+            f"expected one a process: start {visible} (--nproc-per-node), or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def describe_device(device: torch.device) -> str:

@@ -1,34 +1,89 @@
-"""The processes of one command under `torchrun`: who they are, and how features reach the first of them."""
+"""The processes of one command under `torchrun`: who they are, what they agree on, and how they end together."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
+import click
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-from adm_bench.errors import InputError
+from adm_bench.errors import AlreadySaidError, InputError, explain
 from metrics.statistics import FeatureBatch
 
 PATIENCE = timedelta(minutes=30)
 """How long one process waits for another that is alive; one that dies is noticed at once."""
+CPU = torch.device("cpu")
 FAILED = -1
 ABSENT = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """The place of this process among all; one that `torchrun` did not start is alone."""
+    """The place of this process among all; one that `torchrun` did not start is alone.
+
+    `agree`, `any` and `barrier` are collective: every process calls them, in one order.
+    """
 
     rank: int = 0
     size: int = 1
+    device: torch.device = CPU
+    """Where this process computes."""
 
     @property
     def is_first(self) -> bool:
         """Whether this is the process that reports."""
         return self.rank == 0
+
+    def agree(self, error: Exception | None) -> None:
+        """Go on only if every process can: each hands in what stopped it, or None.
+
+        If any was stopped, the first of these says its error in one line, and then all raise AlreadySaidError, so that
+        nothing of theirs is printed before that line. A process that is alone raises its error.
+        """
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        statuses = torch.zeros(self.size, dtype=torch.int64)
+        if error is not None:
+            statuses[self.rank] = explain(error)[1]
+        dist.all_reduce(statuses)
+        failed = statuses.nonzero().flatten().tolist()
+        if not failed:
+            return
+        if error is not None and self.rank == failed[0]:
+            _say(explain(error)[0], rank=None if len(failed) == self.size else self.rank)
+        self.barrier()
+        raise AlreadySaidError(int(statuses[failed[0]])) from error
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Agree on what happens inside, where nothing may be collective."""
+        try:
+            yield
+        except Exception as error:
+            self.agree(error)
+            raise
+        self.agree(None)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags)
+        return bool(flags)
+
+    def barrier(self) -> None:
+        """Wait until every process is here; processes of a GPU do not wait for its work."""
+        self.any(flag=False)
 
     def collect(self, mine: FeatureBatch | None) -> Iterator[FeatureBatch]:
         """On the first process, every process's batch in the order of ranks; on others, nothing.
@@ -59,16 +114,98 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """Join the other processes that `torchrun` started, if it did; they part when the block ends."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+def joined_ranks(device: torch.device = CPU, *, group_of_one: bool = False) -> Iterator[Ranks]:
+    """Join the other processes that `torchrun` started, if it did; they part when the block ends.
+
+    Who they are stands in the environment alone, so that other launchers serve too: RANK, WORLD_SIZE, MASTER_ADDR,
+    MASTER_PORT, and LOCAL_RANK for the choice of a GPU. Tensors on CUDA travel by NCCL, all others by gloo.
+    `group_of_one` makes a process group for a process that is alone, which FSDP needs.
+
+    An error that leaves the block is said once, by the first process that meets it, and raised as AlreadySaidError;
+    what others meet is a broken connection, of which they say nothing.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 and not group_of_one:
+        yield Ranks(device=device)
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank = _meeting_place(size)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    in_order = False
     try:
-        yield Ranks(rank=dist.get_rank(), size=dist.get_world_size())
+        yield Ranks(rank=rank, size=size, device=device)
+        in_order = True
+    except (AlreadySaidError, click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        if size == 1:
+            raise
+        raise _said_once(error, rank, store) from error
     finally:
-        dist.destroy_process_group()
+        if in_order or device.type == "cpu":  # NCCL would wait for work that cannot end; the process's own end stops it
+            dist.destroy_process_group()
+
+
+def _meeting_place(size: int) -> tuple[Store, int]:
+    """A store that all processes reach, the one that the environment names, and this process's rank."""
+    if size == 1:
+        return dist.HashStore(), 0  # type: ignore[attr-defined]  # it is there on all but Windows
+    store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+    return PrefixStore(_agreed_name(store, rank, size), store), rank
+
+
+def _agreed_name(store: Store, rank: int, size: int) -> str:
+    """A name that these processes share and no earlier ones had.
+
+    `torchrun --max-restarts` gives new processes the store of the dead ones, with their addresses in it, and its count
+    of restarts differs from machine to machine (pytorch issue 135712). So the first process makes a name up, and
+    hands it to whoever asks for it with a key of its own; keys of the dead are answered too, which nobody reads.
+    """
+    if rank > 0:
+        key = uuid.uuid4().hex
+        store.set(f"asks/{rank}", key)
+        name: str = store.get(f"answer/{key}").decode()
+        store.add(f"answered/{name}", 1)
+        return name
+    name, answered = uuid.uuid4().hex, dict[int, str]()
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while store.add(f"answered/{name}", 0) < size - 1:
+        for other in range(1, size):
+            key = store.get(f"asks/{other}").decode()
+            if answered.get(other) != key:
+                store.set(f"answer/{key}", name)
+                answered[other] = key
+        if time.monotonic() > deadline:
+            raise InputError(f"not all of {size} processes have come within {PATIENCE}; their own output may say why")
+        time.sleep(0.01)
+    return name
+
+
+def _said_once(error: Exception, rank: int, store: Store) -> AlreadySaidError:
+    """Say an error in one line, unless another process has said one before."""
+    line, exit_status = explain(error)
+    if _is_broken_connection(error):
+        reason = str(error).strip().splitlines()[0]
+        line, exit_status = f"another process has ended, or was silent; its own output may say why ({reason})", 1
+    try:
+        first = store.add("errors said", 1) == 1
+    except RuntimeError:  # the store has gone with the process that kept it
+        first = True
+    if first:
+        _say(line, rank=rank)
+    return AlreadySaidError(exit_status)
+
+
+def _is_broken_connection(error: Exception) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and ("gloo" in str(error) or "NCCL" in str(error))
+
+
+def _say(line: str, *, rank: int | None) -> None:
+    click.echo(f"Error: {line}" if rank is None else f"Error: rank {rank}: {line}", err=True)
 
 
 def _send(batch: FeatureBatch | None) -> None:

@@ -1,5 +1,6 @@
 """The same road on a GPU, where there is one: `pytest -m gpu`."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,10 @@ import torch
 from click.testing import CliRunner
 
 from adm_bench.cli import main
+from adm_bench.devices import choose_device
+from adm_bench.parallel import Replicated, Sharded
+from adm_bench.ranks import joined_ranks
+from generators.training.alone import Alone
 
 pytestmark = pytest.mark.gpu
 TINY = ["--set", "model.num_res_blocks=1", "--steps", "20", "--batch", "16"]
@@ -56,3 +61,29 @@ def test_the_road_on_a_gpu(precision: str, tmp_path: Path) -> None:
 def test_baselines_on_a_gpu(tmp_path: Path) -> None:
     for name in ("gaussian", "memorizer", "noise"):
         run("sample", name, "--data", "digits", "--num", 20, "--device", "cuda", "--out", tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize("form", [Replicated, Sharded])
+def test_processes_that_train_together_on_a_gpu(form: type[Replicated | Sharded]) -> None:
+    """A group of one, by NCCL: the same steps as without a group, state that goes in and out, an overflow skipped."""
+    path = Path(__file__).parent / "adm_bench" / "training_processes.py"
+    spec = importlib.util.spec_from_file_location("training_processes", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    device = choose_device("cuda")
+    alone = script.Training(Alone(), device=str(device))
+    expected = [alone.step(step) for step in range(3)]
+    with joined_ranks(device, group_of_one=True) as ranks:
+        ranks.agree(None)
+        assert ranks.any(flag=True)
+        training = script.Training(form(ranks), device=str(device))
+        assert np.allclose([training.step(step) for step in range(3)], expected, rtol=1e-4)
+        other = script.Training(form(ranks), seed=1, device=str(device))
+        state = training.state()
+        other.load(state)
+        assert all(torch.equal(state[name], tensor) for name, tensor in other.state().items())
+        assert other.skips_an_overflow()
+        rows = torch.arange(3, device=device)
+        assert torch.equal(form(ranks).gather(rows), rows)

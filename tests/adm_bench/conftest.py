@@ -1,7 +1,10 @@
 """A small trained model, classifier and reference, made once through the command line itself."""
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -137,3 +140,44 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this process may not mount a tmpfs")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+class Processes:
+    """Starts programs of several processes, on one thread each, and leaves none behind."""
+
+    LIMIT_SEC = 180
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
+
+    def torchrun(self, script: Path, *arguments: str | Path, options: Sequence[str] = ()) -> "subprocess.Popen[str]":
+        """Two processes of a script, which meet at a free port."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+        return self.start(*launcher, script, *arguments)
+
+    def start(self, *arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
+        """Python with these arguments."""
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def errors(self, process: "subprocess.Popen[str]") -> str:
+        """What a process and its own ones wrote to stderr, once they have ended."""
+        return process.communicate(timeout=self.LIMIT_SEC)[1]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    """Programs of several processes."""
+    processes = Processes()
+    yield processes
+    for process in processes.started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
