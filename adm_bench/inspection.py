@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from adm_bench.checkpoints import DamagedError, verified
 from adm_bench import registry
+from adm_bench.checkpoints import DamagedError, verified
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import file_sha256, read_json
 from adm_bench.images.labels import LabelSource

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from adm_bench.errors import AlreadySaidError
+
 REPEATED_SEC = 2.0
 """Within so many seconds the same signal is the same wish: launchers hand on what the terminal already sent."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class InterruptedWorkError(Exception):
-    """Work that was stopped from outside and kept; the line says how to go on with it."""
+class InterruptedWorkError(AlreadySaidError):
+    """Work was stopped by a signal and kept, which has been said. Exit status as shells count: 143 for SIGTERM."""
 
-    def __init__(self, line: str, signal_number: int) -> None:
-        super().__init__(line)
-        self.exit_status = 128 + signal_number
-        """As shells count: 143 for SIGTERM, 130 for Ctrl-C."""
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(128 + signal_number)
 
 
 class Interruption:

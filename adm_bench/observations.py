@@ -14,30 +14,65 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from adm_bench import registry
 from adm_bench.devices import describe_device
 from adm_bench.errors import InputError
 from adm_bench.evaluation import evaluate
 from adm_bench.extraction import Extraction
 from adm_bench.files import PARTIAL_SUFFIX, atomic_path
-from adm_bench.images.dataset import Labels
+from adm_bench.images.batches import TrainingBatches
+from adm_bench.images.dataset import Dataset, Labels
 from adm_bench.images.iterated import IteratedImages
 from adm_bench.ranks import Ranks
 from adm_bench.records import Circumstances, evaluated, write_records
 from adm_bench.references import Reference
+from adm_bench.runs import EVALUATIONS_FILE, SAMPLES_FOLDER
 from adm_bench.sampling import build_generator, choose_labels, image_seeds
-from adm_bench.training import TrainingJob
+from adm_bench.training import TrainingJob, require_fit
+from adm_bench.training_log import Totals
 from generators.adm.config import GuideConfig
 from generators.configuration import to_mapping
-from generators.protocol import Generator, Trainable, Upsampler
+from generators.protocol import Generator, Trainable, Upsampler, Validated
 from generators.unet.checkpoint import WeightsHeader, write_weights
 from metrics.protocol import Features, Metric
 from reports.figures import png_bytes, sample_grid
 from reports.records import read_records
 
-SAMPLES_FOLDER = "samples"
-EVALUATIONS_FILE = "evaluations.jsonl"
 BATCH_SIZE = 64
 SMALLEST_TILE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """`adm_bench.training.Observation`: what the trainer says of images that it does not learn from."""
+
+    event: ClassVar[str] = "validation"
+    every: int
+    dataset: Dataset
+
+    def check(self, job: TrainingJob) -> None:
+        """See `Observation`."""
+        if not hasattr(registry.load("trainers", job.trainer), "validate"):
+            raise InputError(
+                f"trainer '{job.trainer}' cannot be validated, only classifiers can; leave --validation away"
+            )
+        require_fit(self.dataset, job.config)
+
+    def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:  # noqa: ARG002  the protocol's
+        """Go through the images in their order, cropped in the middle, with the same noise every time.
+
+        Fewer than the processes' number may be left out at the end, for all take as many.
+        """
+        assert isinstance(trainer, Validated)  # as checked
+        totals = Totals()
+        left = len(self.dataset) - len(self.dataset) % ranks.size
+        batch_size = min(BATCH_SIZE * ranks.size, left)
+        batches = TrainingBatches(
+            self.dataset, batch_size=batch_size, seed=0, shuffled=False, rank=ranks.rank, size=ranks.size
+        )
+        for batch in batches.from_step(0, batches.steps_of_a_pass):
+            totals.add(trainer.validate(batch))
+        return {"images": batches.steps_of_a_pass * batch_size, **totals.taken()}
 
 
 @dataclass(frozen=True, kw_only=True)

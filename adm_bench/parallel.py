@@ -36,13 +36,11 @@ class Joined:
         self.rank = ranks.rank
         self.size = ranks.size
         self.device = ranks.device
+        self._ranks = ranks
 
     def gather(self, values: Tensor) -> Tensor:
         """See `Parallel`."""
-        mine = values.detach().contiguous()
-        joined = mine.new_empty(self.size * mine.shape[0], *mine.shape[1:])
-        dist.all_gather(list(joined.chunk(self.size)), mine)
-        return joined
+        return self._ranks.gather(values)
 
 
 class Replicated(Joined):

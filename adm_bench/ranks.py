@@ -11,6 +11,7 @@ from datetime import timedelta
 import click
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -28,7 +29,7 @@ ABSENT = 0
 class Ranks:
     """The place of this process among all; one that `torchrun` did not start is alone.
 
-    `agree`, `any` and `barrier` are collective: every process calls them, in one order.
+    `agree`, `highest`, `any`, `barrier` and `gather` are collective: every process calls them, in one order.
     """
 
     rank: int = 0
@@ -73,17 +74,30 @@ class Ranks:
             raise
         self.agree(None)
 
+    def highest(self, value: int) -> int:
+        """The highest number that any process names."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""
-        if self.size == 1:
-            return flag
-        flags = torch.tensor(int(flag))
-        dist.all_reduce(flags)
-        return bool(flags)
+        return bool(self.highest(int(flag)))
 
     def barrier(self) -> None:
         """Wait until every process is here; processes of a GPU do not wait for its work."""
-        self.any(flag=False)
+        self.highest(0)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(N, ...) of each process, joined in the order of ranks: (size * N, ...), the same everywhere."""
+        mine = values.detach().contiguous()
+        if self.size == 1:
+            return mine
+        joined = mine.new_empty(self.size * mine.shape[0], *mine.shape[1:])
+        dist.all_gather(list(joined.chunk(self.size)), mine)
+        return joined
 
     def collect(self, mine: FeatureBatch | None) -> Iterator[FeatureBatch]:
         """On the first process, every process's batch in the order of ranks; on others, nothing.

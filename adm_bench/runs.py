@@ -23,6 +23,9 @@ from generators.unet.checkpoint import WeightsHeader, write_weights
 WEIGHTS_FILE = "weights.safetensors"
 RESULT_FILE = "result.json"
 LOG_FILE = "log.jsonl"
+EVENTS_FOLDER = "tensorboard"
+SAMPLES_FOLDER = "samples"
+EVALUATIONS_FILE = "evaluations.jsonl"
 STARTS_FILE = "starts.jsonl"
 CHECKPOINTS = "checkpoints"
 LONGEST_VALUE = 40
@@ -68,6 +71,7 @@ class TrainingRun:
         self.weights = folder / WEIGHTS_FILE
         self.result = folder / RESULT_FILE
         self.log = folder / LOG_FILE
+        self.evaluations = folder / EVALUATIONS_FILE
         self.starts = folder / STARTS_FILE
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep, keep_every)
         self._plan: Mapping[str, Any] = {}
@@ -165,9 +169,10 @@ class TrainingRun:
             write_weights(temporary, header, tensors)
 
     def _clear(self) -> None:
-        if self.checkpoints.folder.exists():
-            shutil.rmtree(self.checkpoints.folder)
-        for path in (self.weights, self.result, self.log, self.starts, self.folder / RUN_FILE):  # last what marks a run
+        for folder in (self.checkpoints.folder, self.folder / EVENTS_FOLDER, self.folder / SAMPLES_FOLDER):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = (self.weights, self.result, self.log, self.evaluations, self.starts)
+        for path in (*files, self.folder / RUN_FILE):  # last what marks a run
             path.unlink(missing_ok=True)
 
 

@@ -23,7 +23,7 @@ from adm_bench.references import Reference
 from adm_bench.runs import WEIGHTS_FILE, differences, find_weights
 from adm_bench.sampling import build_generator, choose_labels, decide, sample
 from adm_bench.suite_file import GeneratorSpec, Suite, TrainingSpec
-from adm_bench.training import TrainingJob, train
+from adm_bench.training import Routine, TrainingJob, train
 from generators.adm.config import UpsamplerConfig
 from generators.adm.presets import preset
 from generators.configuration import from_mapping, to_mapping, with_changes
@@ -76,7 +76,6 @@ class SuiteRun:
             dataset=self._dataset_of(config.model.image_size),
             device=self.device,
             seed=self.suite.seed,
-            checkpoint_every=spec.checkpoint_every,
         )
 
     def _check(self) -> None:
@@ -202,7 +201,8 @@ class SuiteRun:
         folder = self._training_folder(name)
 
         def work(overwrite: bool) -> list[Record]:
-            result = train(job, folder, overwrite=overwrite)
+            result = train(job, folder, routine=Routine(checkpoint_every=spec.checkpoint_every), overwrite=overwrite)
+            assert result is not None  # a suite sets no limit of time
             settings = {"preset": spec.preset, **spec.set}
             circumstances = self._circumstances(name, num_images=len(self.dataset), settings=settings)
             cost = network_cost(job.config)

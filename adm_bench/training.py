@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from adm_bench import progress, registry
-from adm_bench.checkpoints import Checkpoints
+from adm_bench.checkpoints import KEPT, Checkpoint, step_name, verified
+from adm_bench.conversion import begin_from
 from adm_bench.errors import InputError, bad_input
-from adm_bench.files import atomic_path, read_json, write_json
-from adm_bench.images.batches import TrainingBatches
+from adm_bench.files import file_sha256, read_json, write_json
+from adm_bench.images.batches import TrainingBatches, training_record
 from adm_bench.images.dataset import Dataset
 from adm_bench.interruption import InterruptedWorkError, Interruption, interruptible
 from adm_bench.parallel import Sharding, parallel_for
@@ -25,7 +26,7 @@ from generators.adm.config import NetworkConfig
 from generators.configuration import to_mapping
 from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import StepReport, Trainable
-from generators.unet.checkpoint import WeightsHeader, write_weights
+from generators.unet.checkpoint import WeightsHeader
 
 TIME_IS_UP = 1
 """What processes tell each other beside the numbers of signals, of which no one that is handled here is 1."""
@@ -41,17 +42,20 @@ class TrainingJob:
     device: torch.device
     precision: str = "fp32"
     seed: int = 0
+    start_from: Path | None = None
+    """A file of OpenAI's training to begin with, instead of fresh weights."""
 
     def plan(self) -> dict[str, Any]:
         """What decides the weights, as plain data; a run goes on only under an equal plan."""
-        return {
+        plan = {
             "kind": "training",
             "trainer": self.trainer,
             "config": to_mapping(self.config),
-            "data": {"name": self.dataset.name, "digest": self.dataset.digest(), "images": len(self.dataset)},
+            "data": {"name": self.dataset.name, **training_record(self.dataset)},
             "precision": self.precision,
             "seed": self.seed,
         }
+        return plan if self.start_from is None else {**plan, "start_from": file_sha256(self.start_from)}
 
     def check(self) -> None:
         """InputError where data and network do not fit each other."""
@@ -80,15 +84,18 @@ def require_fit(data: Dataset, config: NetworkConfig) -> None:
 class Observation(Protocol):
     """Looks at a network while it trains, every so many steps and at the end; what it sees changes nothing."""
 
-    event: str
+    event: ClassVar[str]
     """What its line in the log is called."""
-    every: int
+
+    @property
+    def every(self) -> int:
+        """Steps from one observation to the next."""
 
     def check(self, job: TrainingJob) -> None:
         """InputError, before training begins, where it could not look at such a network."""
 
     def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:
-        """What is to be logged, after `step` steps. Collective."""
+        """What is to be logged after `step` steps, by the first process. Collective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,7 @@ class Routine:
     """How a run is kept, watched and ended; nothing of it changes what is learned."""
 
     checkpoint_every: int = 500
-    keep: int = 3
+    keep: int = KEPT
     """Newest checkpoints that are kept."""
     keep_every: int | None = None
     """Checkpoints of steps that this divides are kept for ever."""
@@ -146,8 +153,8 @@ def train(
     The same job gives the same weights, bit for bit on a CPU, however often it was interrupted. None where the
     time was up before the last step. `InterruptedWorkError` after a signal, with everything saved.
     """
-    ranks, routine = ranks or Ranks(), routine or Routine()
-    run = TrainingRun(folder)
+    ranks, routine = ranks or Ranks(device=job.device), routine or Routine()
+    run = TrainingRun(folder, routine.keep, routine.keep_every)
     with ExitStack() as stack:
         with ranks.agreeing():
             job.check()
@@ -165,7 +172,6 @@ class _Training:
         self.run, self.job, self.routine, self.ranks = run, job, routine, ranks
         self.config = job.config.training
         self.header = WeightsHeader(kind=job.trainer, config=to_mapping(job.config))
-        self.checkpoints = Checkpoints(run.folder, routine.keep, routine.keep_every)
         self.reached = Reached()
 
     def run_to_end(self) -> TrainingResult | None:
@@ -175,25 +181,33 @@ class _Training:
             return TrainingResult(**read_json(self.run.result))
         with self.ranks.agreeing():
             batches = self._batches()
-            trainer = self._trainer()
-            self._take_up(trainer)
+        trainer = self._trainer()
+        with self.ranks.agreeing():
+            newest = self.run.checkpoints.newest() if self.ranks.is_first else None
+        step = self.ranks.highest(newest.step if newest else 0)
+        with self.ranks.agreeing():
+            self._take_up(trainer, newest, step)
+            if self.ranks.is_first:
+                self.run.started(self.reached.step, self.ranks.size)
         with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first) as log:
-            ended = self._take_steps(trainer, batches, log)
-        weights = trainer.weights()
-        steps = self.reached.step
+            is_done = self._take_steps(trainer, batches, log)
+        return self._result(trainer) if is_done else None
+
+    def _result(self, trainer: Trainable) -> TrainingResult:
+        weights, reached = trainer.weights(), self.reached
+        images = reached.step * self.config.batch_size
         result = TrainingResult(
-            steps=steps,
-            images=steps * self.config.batch_size,
-            sec=self.reached.training_sec,
-            images_per_sec=steps * self.config.batch_size / max(self.reached.training_sec, 1e-9),
+            steps=reached.step,
+            images=images,
+            sec=reached.training_sec,
+            images_per_sec=images / max(reached.training_sec, 1e-9),
             num_parameters=sum(tensor.numel() for tensor in weights.values()),
         )
-        if self.ranks.is_first:
-            with atomic_path(self.run.weights) as temporary:
-                write_weights(temporary, self.header, weights)
-            if ended:
+        with self.ranks.agreeing():
+            if self.ranks.is_first:
+                self.run.save_weights(self.header, weights)
                 write_json(self.run.result, to_mapping(result))
-        return result if ended else None
+        return result
 
     def _batches(self) -> TrainingBatches:
         return TrainingBatches(
@@ -205,6 +219,7 @@ class _Training:
             rank=self.ranks.rank,
             size=self.ranks.size,
             workers=self.routine.workers,
+            pinned=self.job.device.type == "cuda",
         )
 
     def _trainer(self) -> Trainable:
@@ -214,17 +229,17 @@ class _Training:
         trainer: Trainable = factory(self.job.config, self.job.device, self.job.precision, parallel)
         return trainer
 
-    def _take_up(self, trainer: Trainable) -> None:
-        """Go on from the newest whole checkpoint, which the first process chooses."""
-        chosen = self.checkpoints.newest() if self.ranks.is_first else None
-        step = self.ranks.highest(chosen.step if chosen else 0)
-        if not step:
-            return
-        checkpoint = chosen or self.checkpoints.at(step)
-        with bad_input(checkpoint.folder):
-            trainer.load_state(checkpoint.state())
-        self.reached = Reached(**checkpoint.progress)
-        progress.say(f"{self.run.folder}: going on from step {step}")
+    def _take_up(self, trainer: Trainable, newest: Checkpoint | None, step: int) -> None:
+        """Go on from the checkpoint of a step, which the first process has chosen; at 0, begin."""
+        if step:
+            checkpoint = newest or verified(self.run.checkpoints.folder / step_name(step))
+            with bad_input(checkpoint.folder):
+                trainer.load_state(checkpoint.state())
+            self.reached = Reached(step=step, **checkpoint.progress["reached"])
+            progress.say(f"{self.run.folder}: going on from step {step}")
+        elif self.job.start_from is not None:
+            self.reached.step = begin_from(trainer, self.job.start_from, self.job.config)
+            progress.say(f"{self.run.folder}: going on from step {self.reached.step} of {self.job.start_from}")
 
     def _take_steps(self, trainer: Trainable, batches: TrainingBatches, log: TrainingLog) -> bool:
         """Take the remaining steps; False where time was up before the last."""
@@ -249,11 +264,10 @@ class _Training:
                 advance(1, note=step_note(report, gauge.images_per_sec, gauge.note))
                 reached.unlogged = dict(totals.totals)
                 wish = self.ranks.highest(self._wish(interruption))
+                if wish or reached.step % self.routine.checkpoint_every == 0 or reached.step == steps:
+                    self._save(trainer)
                 if wish and reached.step < steps:
-                    self._save(trainer)
                     return self._leave(wish)
-                if reached.step % self.routine.checkpoint_every == 0 and reached.step < steps:
-                    self._save(trainer)
                 self._observe(trainer, log)
                 last = time.perf_counter()
         return True
@@ -265,14 +279,14 @@ class _Training:
         return interruption.signal_number or (TIME_IS_UP if is_late else 0)
 
     def _leave(self, wish: int) -> bool:
-        step = self.reached.step
+        """End before the last step, with everything saved; False where time is up."""
+        step, folder = self.reached.step, self.run.folder
         if wish != TIME_IS_UP:
-            raise InterruptedWorkError(
-                f"{self.run.folder}: stopped and saved after step {step}; repeat the command to go on", wish
-            )
+            progress.say(f"{folder}: stopped and saved after step {step}; repeat the command to go on")
+            raise InterruptedWorkError(wish)
         progress.say(
-            f"{self.run.folder}: {self.routine.hours:g} hours are over after step {step} of {self.config.steps}; "
-            "repeat the command with more to go on"
+            f"{folder}: {self.routine.hours:g} hours are over after step {step} of {self.config.steps}; repeat the "
+            f"command with more to go on, or sample from {self.run.checkpoints.folder / step_name(step)}"
         )
         return False
 
@@ -284,7 +298,7 @@ class _Training:
             return
         log.write("skipped", reached.step - 1, {"reason": report.skipped, **report.values})
         if reached.skipped_in_a_row >= self.config.most_skipped:
-            good = self.checkpoints.list()
+            good = self.run.checkpoints.list()
             raise InputError(
                 f"{self.run.folder}: {report.skipped} at step {reached.step - 1}, the last of "
                 f"{reached.skipped_in_a_row} in a row; lower the learning rate, or use precision bf16 or fp32 (last "
@@ -302,7 +316,10 @@ class _Training:
         state = trainer.state()
         with self.ranks.agreeing():
             if self.ranks.is_first:
-                self.checkpoints.save(self.reached.step, state, to_mapping(self.reached), self.header)
+                kept = to_mapping(self.reached)
+                step = kept.pop("step")
+                about = {"images": step * self.config.batch_size, "ranks": self.ranks.size, "reached": kept}
+                self.run.checkpoints.save(step, state, about, self.header)
 
     def _observe(self, trainer: Trainable, log: TrainingLog, *, resumed: bool = False) -> None:
         """Make the observations that are due; those of a checkpoint gone on from, if they were never made."""

@@ -1,6 +1,7 @@
 """What a training run writes down as it goes: JSON lines, and events for TensorBoard."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,8 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
 from adm_bench.files import write_text
+from adm_bench.runs import EVENTS_FOLDER, LOG_FILE
 from generators.protocol import Mean, StepReport
-
-LOG_FILE = "log.jsonl"
-EVENTS_FOLDER = "tensorboard"
 
 
 class TrainingLog:
@@ -34,7 +33,7 @@ class TrainingLog:
         self._keep_before(path, start)
         self._file = path.open("a")
         (folder / EVENTS_FOLDER).mkdir(exist_ok=True)
-        self._events = EventsWriter(str(folder / EVENTS_FOLDER / "events"))
+        self._events = EventsWriter(str(folder / EVENTS_FOLDER / "events"), f".{os.getpid()}")
         # TensorBoard drops what earlier files say of this step and later ones.
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._events.write_event(event_pb2.Event(wall_time=time.time(), step=start, session_log=session))
@@ -96,10 +95,11 @@ class Totals:
         return means
 
 
-def step_note(report: StepReport, loss: float | None, images_per_sec: float, device_note: str) -> str:
+def step_note(report: StepReport, images_per_sec: float, device_note: str) -> str:
     """What a person sees of a step beside its number: short, for a line of a terminal."""
-    parts = [] if loss is None else [f"loss {loss:.4f}"]
+    loss = report.means["loss"]
+    parts = [f"loss {loss.total / loss.count:.4f}"]
     parts += [f"{images_per_sec:.3g} images/s", f"lr {report.values['learning_rate']:.2g}"]
-    if "loss_scale" in report.values:
+    if report.values.get("loss_scale", 1.0) != 1:
         parts.append(f"scale {report.values['loss_scale']:g}")
     return ", ".join(parts + ([device_note] if device_note else []))

@@ -35,8 +35,8 @@ class Gauge:
     @property
     def images_per_sec(self) -> float:
         """Of all processes, over the last steps."""
-        images, seconds = (sum(column) for column in zip(*self._recent, strict=True))
-        return images / max(seconds, 1e-9)
+        images = sum(num_images for num_images, _ in self._recent)
+        return images / max(sum(sec for _, sec in self._recent), 1e-9)
 
     @property
     def values(self) -> dict[str, float]:

@@ -187,7 +187,7 @@ def _observations(job: "TrainingJob", out: Path, settings: dict[str, Any]) -> "t
     if settings["validation"] is not None:
         size = job.config.model.image_size
         dataset = open_dataset(settings["validation"], size, labels=settings["labels_from"])
-        found.append(Validation(every=settings["validate_every"], job=job, dataset=dataset))
+        found.append(Validation(every=settings["validate_every"], dataset=dataset))
     if settings["samples_every"] is not None:
         classes = job.config.model.num_classes
         columns = classes if classes and classes <= MOST_COLUMNS else GRID_SIDE

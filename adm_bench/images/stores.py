@@ -32,6 +32,7 @@ class Stated(NamedTuple):
     labels: Sequence[object]
     """One an image, unchecked; None where an image has none."""
 
+
 UNIX_MODE_SHIFT = 16
 """Where zip programs on Unix keep a file's mode among a member's attributes."""
 
