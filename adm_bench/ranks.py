@@ -60,7 +60,7 @@ class Ranks:
         if not failed:
             return
         if error is not None and self.rank == failed[0]:
-            _say(explain(error)[0], rank=None if len(failed) == self.size else self.rank)
+            _say(explain(error)[0], rank=0 if len(failed) == self.size else self.rank)
         self.barrier()
         raise AlreadySaidError(int(statuses[failed[0]])) from error
 
@@ -218,8 +218,9 @@ def _is_broken_connection(error: Exception) -> bool:
     return type(error) is RuntimeError and ("gloo" in str(error) or "NCCL" in str(error))
 
 
-def _say(line: str, *, rank: int | None) -> None:
-    click.echo(f"Error: {line}" if rank is None else f"Error: rank {rank}: {line}", err=True)
+def _say(line: str, *, rank: int) -> None:
+    """A line on stderr, with the process that it is about, unless that is the first, who speaks for all."""
+    click.echo(f"Error: rank {rank}: {line}" if rank else f"Error: {line}", err=True)
 
 
 def _send(batch: FeatureBatch | None) -> None:

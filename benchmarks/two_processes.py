@@ -6,9 +6,9 @@ with each other reach at once.
 
 It starts itself under torchrun, and pins each process to a core. In every round both take some steps alone, at the
 same time, so that they share caches and memory bandwidth as they will, and then as many together; batches are the
-same. A round's ratio is the images a second of both together over the sum of theirs alone. Whatever else runs on the
-machine lowers it, since together the faster one waits, so the best of the rounds is the figure, and the median stands
-beside it; so does the ratio of the processors' seconds, which knows nothing of waiting.
+same. A round's ratio is the images a second of both together over the sum of theirs alone. What else runs on the
+machine lowers most rounds, since together the faster one waits, and raises those where it falls on the steps alone:
+the figure is the median, and quiet moments are best. The ratio of the processors' seconds knows nothing of waiting.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def measure(chosen: argparse.Namespace) -> None:
         best, median = max(ratios), statistics.median(ratios)
         print(f"network {chosen.network}, {BATCH[chosen.network]} images a process, sharding {chosen.sharding}")
         print(f"torch {torch.__version__}, {torch.get_num_threads()} thread each")
-        print(f"of the ideal: best {best:.3f}, median {median:.3f} of {len(ratios)} rounds; wanted {GOAL}")
+        print(f"of the ideal: median {median:.3f} of {len(ratios)} rounds, best {best:.3f}; wanted {GOAL}")
         print(f"by processors' seconds: median {statistics.median(processor_ratios):.3f}")
 
 

@@ -121,7 +121,7 @@ def test_gathered_rows_are_in_the_order_of_ranks(kind: str, runs: dict[str, Tens
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [("killed", "rank 0: another process has ended"), ("failed", "rank 1: internal failure: ValueErr")]
+    ("how", "said"), [("killed", "another process has ended"), ("failed", "rank 1: internal failure: ValueErr")]
 )
 def test_others_end_soon_after_one_that_dies(how: str, said: str, processes: Any, tmp_path: Path) -> None:
     """Started by environment alone, as on many machines: nobody but the connection tells them."""
