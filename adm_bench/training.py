@@ -17,7 +17,6 @@ from adm_bench.files import file_sha256, read_json, write_json
 from adm_bench.images.batches import TrainingBatches, training_record
 from adm_bench.images.dataset import Dataset
 from adm_bench.interruption import InterruptedWorkError, Interruption, interruptible
-from adm_bench.parallel import Sharding, parallel_for
 from adm_bench.ranks import Ranks
 from adm_bench.runs import TrainingRun
 from adm_bench.training_log import Totals, TrainingLog, step_note
@@ -25,7 +24,8 @@ from adm_bench.utilisation import Gauge
 from generators.adm.config import NetworkConfig
 from generators.configuration import to_mapping
 from generators.diffusion.noise import Stream, mix_seed
-from generators.protocol import StepReport, Trainable
+from generators.protocol import Parallel, StepReport, Trainable
+from generators.training.alone import Alone
 from generators.unet.checkpoint import WeightsHeader
 
 TIME_IS_UP = 1
@@ -112,7 +112,6 @@ class Routine:
     """Training time, over all starts, after which the run is saved and left."""
     workers: int | None = None
     """Threads that decode images; None: as many as there are cores."""
-    sharding: Sharding = "none"
     observations: Sequence[Observation] = ()
 
 
@@ -146,12 +145,13 @@ def train(
     *,
     routine: Routine | None = None,
     ranks: Ranks | None = None,
+    parallel: Parallel | None = None,
     overwrite: bool = False,
 ) -> TrainingResult | None:
     """Train to the end, from the newest checkpoint if there is one; a finished run is left as it is.
 
-    The same job gives the same weights, bit for bit on a CPU, however often it was interrupted. None where the
-    time was up before the last step. `InterruptedWorkError` after a signal, with everything saved.
+    The same job gives the same weights, bit for bit on a CPU, however often it was interrupted. Several processes need
+    `ranks` and `parallel` (`adm_bench.ranks.joined_ranks`, `adm_bench.parallel.parallel_for`). None where the time was up before the last step. `InterruptedWorkError` after a signal, with everything saved.
     """
     ranks, routine = ranks or Ranks(device=job.device), routine or Routine()
     run = TrainingRun(folder, routine.keep, routine.keep_every)
@@ -162,14 +162,14 @@ def train(
                 observation.check(job)
             if ranks.is_first:
                 stack.enter_context(run.opened(job.plan(), overwrite=overwrite))
-        return _Training(run, job, routine, ranks).run_to_end()
+        return _Training(run, job, routine, ranks, parallel or Alone()).run_to_end()
 
 
 class _Training:
     """One start of a run."""
 
-    def __init__(self, run: TrainingRun, job: TrainingJob, routine: Routine, ranks: Ranks) -> None:
-        self.run, self.job, self.routine, self.ranks = run, job, routine, ranks
+    def __init__(self, run: TrainingRun, job: TrainingJob, routine: Routine, ranks: Ranks, parallel: Parallel) -> None:
+        self.run, self.job, self.routine, self.ranks, self.parallel = run, job, routine, ranks, parallel
         self.config = job.config.training
         self.header = WeightsHeader(kind=job.trainer, config=to_mapping(job.config))
         self.reached = Reached()
@@ -225,8 +225,7 @@ class _Training:
     def _trainer(self) -> Trainable:
         torch.manual_seed(mix_seed(self.job.seed, Stream.WEIGHTS))
         factory = registry.load("trainers", self.job.trainer)
-        parallel = parallel_for(self.ranks, self.routine.sharding)
-        trainer: Trainable = factory(self.job.config, self.job.device, self.job.precision, parallel)
+        trainer: Trainable = factory(self.job.config, self.job.device, self.job.precision, self.parallel)
         return trainer
 
     def _take_up(self, trainer: Trainable, newest: Checkpoint | None, step: int) -> None:

@@ -101,7 +101,8 @@ def command(
     from generators.configuration import to_mapping
 
     config = _configuration(trainer, preset_name, changes, settings)
-    with joined_ranks(choose_device(device)) as ranks:
+    is_sharded = settings["sharding"] == "full"
+    with joined_ranks(choose_device(device), group_of_one=is_sharded) as ranks:
         with ranks.agreeing():
             dataset = open_dataset(
                 data,
@@ -128,10 +129,15 @@ def command(
             observations=observations,
             **{
                 name: settings[name]
-                for name in ("checkpoint_every", "keep", "keep_every", "log_every", "hours", "workers", "sharding")
+                for name in ("checkpoint_every", "keep", "keep_every", "log_every", "hours", "workers")
             },
         )
-        result = train(job, out, routine=routine, ranks=ranks, overwrite=overwrite)
+        parallel = None
+        if ranks.size > 1 or is_sharded:
+            from adm_bench.parallel import parallel_for  # most of a second, which a single process need not spend
+
+            parallel = parallel_for(ranks, settings["sharding"])
+        result = train(job, out, routine=routine, ranks=ranks, parallel=parallel, overwrite=overwrite)
     if result is not None and ranks.is_first:
         click.echo(
             f"{out}: {result.steps} steps, {result.images} images in {result.sec:.0f} s, "
