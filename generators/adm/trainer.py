@@ -60,7 +60,7 @@ class DiffusionTrainer(NetworkTrainer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`losses` at timesteps of a sampler's choice."""
         uniforms, noise = training_draws(seeds, tuple(images.shape[1:]), self.device)
-        steps, weights = (drawn.to(self.device) for drawn in timesteps.draw(uniforms))
+        steps, weights = (drawn.to(self.device, non_blocking=True) for drawn in timesteps.draw(uniforms))
         terms = self.terms(images, labels, steps, noise)
         shown = {name: value.detach() for name, value in terms.items()}
         return terms[LOSS] * weights, shown | {TIMESTEP: steps, WEIGHT: weights}

@@ -273,7 +273,6 @@ def test_validation_learns_nothing_and_takes_the_averaged_weights(
     assert means == trainer.validate(training_batch(9))
     assert torch.get_rng_state().equal(random)
     assert trainer.network.training
-    assert not trainer.gradients() or all(g.isfinite().all() for g in trainer.gradients().values())
     for group, tensors in trainer.state().items():
         assert all(tensor.equal(before[group][name]) for name, tensor in tensors.items()), group
     averaged = make_trainer("classifier", **BY_LOSSES, **{"training.ema_rate": 0.0})
