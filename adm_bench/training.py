@@ -1,5 +1,6 @@
 """Training: a trainer, a data set and a run's folder, put together and kept going."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -150,8 +151,9 @@ def train(
 ) -> TrainingResult | None:
     """Train to the end, from the newest checkpoint if there is one; a finished run is left as it is.
 
-    The same job gives the same weights, bit for bit on a CPU, however often it was interrupted. Several processes need
-    `ranks` and `parallel` (`adm_bench.ranks.joined_ranks`, `adm_bench.parallel.parallel_for`). None where the time was up before the last step. `InterruptedWorkError` after a signal, with everything saved.
+    The same job gives the same weights, bit for bit on a CPU, however often it was interrupted. Several processes
+    need `ranks` and `parallel` (`adm_bench.ranks.joined_ranks`, `adm_bench.parallel.parallel_for`). None where the time
+    was up before the last step. `InterruptedWorkError` after a signal, with everything saved.
     """
     ranks, routine = ranks or Ranks(device=job.device), routine or Routine()
     run = TrainingRun(folder, routine.keep, routine.keep_every)
@@ -254,7 +256,8 @@ class _Training:
                 seed_index = batch.step * self.ranks.size + self.ranks.rank
                 torch.manual_seed(mix_seed(self.job.seed, Stream.TRAINING_STEPS, seed_index))
                 report = trainer.train_step(batch)
-                totals.add(report.means)
+                if report.skipped is None:
+                    totals.add(report.means)
                 sec = time.perf_counter() - last
                 reached.step, reached.training_sec = batch.step + 1, reached.training_sec + sec
                 gauge.add(self.config.batch_size, sec)
@@ -295,7 +298,9 @@ class _Training:
         reached.skipped_in_a_row = reached.skipped_in_a_row + 1 if report.skipped else 0
         if report.skipped is None:
             return
-        log.write("skipped", reached.step - 1, {"reason": report.skipped, **report.values})
+        log.write(
+            "skipped", reached.step - 1, {"reason": report.skipped, "loss_scale": report.values.get("loss_scale")}
+        )
         if reached.skipped_in_a_row >= self.config.most_skipped:
             good = self.run.checkpoints.list()
             raise InputError(
@@ -308,7 +313,8 @@ class _Training:
         step = self.reached.step
         if step % self.routine.log_every and step < self.config.steps:
             return
-        values = {"images": step * self.config.batch_size, **totals.taken(), **report.values}
+        finite = {name: value for name, value in report.values.items() if math.isfinite(value)}
+        values = {"images": step * self.config.batch_size, **totals.taken(), **finite}
         log.write("training", step - 1, {**values, "sec": self.reached.training_sec, **gauge.values})
 
     def _save(self, trainer: Trainable) -> None:
