@@ -61,7 +61,9 @@ class TrainingJob:
         return plan if self.start_from is None else {**plan, "start_from": file_sha256(self.start_from)}
 
     def check(self) -> None:
-        """InputError where data and network do not fit each other."""
+        """InputError where data and network do not fit each other, or there is nothing to begin with."""
+        if self.start_from is not None and not self.start_from.is_file():
+            raise InputError(f"--from {self.start_from}: no such file; expected modelNNNNNN.pt of guided-diffusion")
         require_fit(self.dataset, self.config)
 
 
@@ -75,7 +77,8 @@ def require_fit(data: Dataset, config: NetworkConfig) -> None:
     if data.num_classes is None:
         raise InputError(
             f"data set {data.name} has no labels, but model.num_classes is {model.num_classes}; where names of files "
-            "begin with their class, give --labels prefix"
+            "begin with their class, give --labels prefix, and for a network without classes --set "
+            "model.num_classes=none"
         )
     if data.num_classes > model.num_classes:
         raise InputError(

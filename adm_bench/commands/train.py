@@ -29,12 +29,13 @@ MOST_COLUMNS = 20
 
 @click.command(
     epilog=example(
-        "adm-bench train adm --data digits --preset digits8 --out runs/adm",
-        "adm-bench train classifier --data digits --preset digits8_classifier --out runs/cls",
-        "adm-bench train upsampler --data digits --preset digits8_16_upsampler --out runs/up",
-        "adm-bench train adm --data digits --out runs/wide --set model.channels=64 --steps 2000",
-        "torchrun --nproc-per-node 8 -m adm_bench train adm --data imagenet/ --preset 128x128_diffusion \\",
-        "    --precision fp16 --out runs/adm128",
+        "adm-bench train adm --data digits --out runs/adm --samples-every 400",
+        "adm-bench train classifier --data digits --out runs/cls",
+        "adm-bench train upsampler --data digits --out runs/up",
+        "adm-bench train adm --data digits --out runs/wide --steps 2000 \\",
+        "    --set model.channels=64",
+        "torchrun --nproc-per-node 8 -m adm_bench train adm --data imagenet/ \\",
+        "    --preset 128x128_diffusion --precision fp16 --out runs/adm128",
     )
 )
 @click.argument("trainer")
@@ -196,7 +197,9 @@ def _observations(job: "TrainingJob", out: Path, settings: dict[str, Any]) -> "t
         found.append(Validation(every=settings["validate_every"], dataset=dataset))
     if settings["samples_every"] is not None:
         classes = job.config.model.num_classes
-        columns = classes if classes and classes <= MOST_COLUMNS else GRID_SIDE
+        columns = GRID_SIDE
+        if classes and classes <= MOST_COLUMNS and job.trainer != "upsampler":  # whose classes are as they come
+            columns = classes
         found.append(SampleGrid(every=settings["samples_every"], samples=samples(columns * GRID_SIDE), columns=columns))
     if (settings["evaluate_every"] is None) != (settings["reference"] is None):
         raise InputError("--evaluate-every and --reference belong together; give both or neither")
