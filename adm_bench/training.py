@@ -187,8 +187,13 @@ class _Training:
         with self.ranks.agreeing():
             newest = self.run.checkpoints.newest() if self.ranks.is_first else None
         step = self.ranks.highest(newest.step if newest else 0)
+        if step:
+            with self.ranks.agreeing():
+                self._take_up(trainer, newest, step)
+        elif self.job.start_from is not None:  # collective
+            self.reached.step = begin_from(trainer, self.job.start_from, self.job.config)
+            progress.say(f"{self.run.folder}: going on from step {self.reached.step} of {self.job.start_from}")
         with self.ranks.agreeing():
-            self._take_up(trainer, newest, step)
             if self.ranks.is_first:
                 self.run.started(self.reached.step, self.ranks.size)
         with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first) as log:
@@ -231,16 +236,12 @@ class _Training:
         return trainer
 
     def _take_up(self, trainer: Trainable, newest: Checkpoint | None, step: int) -> None:
-        """Go on from the checkpoint of a step, which the first process has chosen; at 0, begin."""
-        if step:
-            checkpoint = newest or verified(self.run.checkpoints.folder / step_name(step))
-            with bad_input(checkpoint.folder):
-                trainer.load_state(checkpoint.state())
-            self.reached = Reached(step=step, **checkpoint.progress["reached"])
-            progress.say(f"{self.run.folder}: going on from step {step}")
-        elif self.job.start_from is not None:
-            self.reached.step = begin_from(trainer, self.job.start_from, self.job.config)
-            progress.say(f"{self.run.folder}: going on from step {self.reached.step} of {self.job.start_from}")
+        """Go on from the checkpoint of a step, which the first process has chosen."""
+        checkpoint = newest or verified(self.run.checkpoints.folder / step_name(step))
+        with bad_input(checkpoint.folder):
+            trainer.load_state(checkpoint.state())
+        self.reached = Reached(step=step, **checkpoint.progress["reached"])
+        progress.say(f"{self.run.folder}: going on from step {step}")
 
     def _take_steps(self, trainer: Trainable, batches: TrainingBatches, log: TrainingLog) -> bool:
         """Take the remaining steps; False where time was up before the last."""
