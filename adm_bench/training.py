@@ -196,7 +196,8 @@ class _Training:
         with self.ranks.agreeing():
             if self.ranks.is_first:
                 self.run.started(self.reached.step, self.ranks.size)
-        with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first) as log:
+        room = self.run.checkpoints.room
+        with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first, room=room) as log:
             is_done = self._take_steps(trainer, batches, log)
         return self._result(trainer) if is_done else None
 

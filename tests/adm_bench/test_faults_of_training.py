@@ -1,8 +1,11 @@
 """Whatever ends a training, the same command goes on with it, and it ends as if nothing had happened."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tensorboardX.proto import event_pb2
+
+from adm_bench.cli import main
+from generators.protocol import StepReport, TrainingBatch
+from generators.training.network_trainer import NetworkTrainer
 
 Run = Callable[..., Any]
 Refuse = Callable[..., str]
@@ -71,6 +79,38 @@ def require_same_end(ours: Path, theirs: Path) -> None:
     assert reached[0] == reached[1]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of twelve steps."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(*training(out, 12))
+    return out
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, stopped by SIGTERM at step 8, counted from 1, with checkpoints of 3, 6 and 8 steps."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        result = CliRunner().invoke(main, [str(argument) for argument in training(out, 12)])
+    assert (result.exit_code, result.stdout) == (143, "")
+    assert result.stderr.splitlines() == [f"{out}: stopped and saved after step 8; repeat the command to go on"]
+    return out
+
+
+def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Let something happen while a step is taken, counted from 0."""
+    take = NetworkTrainer.train_step
+
+    def train_step(self: NetworkTrainer, batch: TrainingBatch) -> StepReport:
+        if batch.step == step:
+            action()
+        return take(self, batch)
+
+    patch.setattr(NetworkTrainer, "train_step", train_step)
+
+
 def test_interrupted_at_random_moments_it_ends_as_undisturbed(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(seed), "--steps", "75", *TINY]
@@ -94,3 +134,80 @@ def test_interrupted_at_random_moments_it_ends_as_undisturbed(tmp_path: Path) ->
             assert not saved
     assert sum(row["status"] == 143 for row in rows) >= 5
     require_same_end(tmp_path / "interrupted", tmp_path / "undisturbed")
+
+
+def test_stopped_by_sigterm_it_goes_on(run: Run, undisturbed: Path, stopped: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    assert run(*training(out, 12)).stderr.splitlines()[0] == f"{out}: going on from step 8"
+    require_same_end(out, undisturbed)
+
+
+def test_ctrl_c_is_no_other_wish(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice at once is once: launchers hand on what the terminal has sent already."""
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+
+    def press_twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(monkeypatch, 9, press_twice)
+    result = CliRunner().invoke(main, [str(argument) for argument in training(out, 12)])
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == f"{out}: stopped and saved after step 10; repeat the command to go on"
+    assert newest(out).name == "step_00000010"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "reason"),
+    [
+        (truncate, "exp_avg.safetensors", "exp_avg.safetensors has "),
+        (flip_a_byte, "model.safetensors", "model.safetensors is not what was written"),
+        (flip_a_byte, "progress.json", "progress.json is not what was written"),
+        (Path.unlink, "counters.safetensors", "counters.safetensors is missing"),
+        (Path.unlink, "manifest.json", "manifest.json is missing"),
+    ],
+)
+def test_a_damaged_newest_checkpoint_costs_two_steps(
+    damage: Callable[[Path], None], name: str, reason: str, run: Run, undisturbed: Path, stopped: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    damage(out / "checkpoints" / "step_00000008" / name)
+    said = run(*training(out, 12)).stderr.splitlines()
+    assert said[0].startswith(f"{out / 'checkpoints'}: damaged: step_00000008: {reason}")
+    assert said[0].endswith("moved to damaged_..., going on from step_00000006, the one before")
+    assert said[1] == f"{out}: going on from step 6"
+    require_same_end(out, undisturbed)
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {f"step_{step:08d}" for step in (6, 9, 12)}
+
+
+def test_a_disk_that_is_full_when_the_log_is_written(
+    small_disk: Path, run: Run, refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a page is left after the first of two checkpoints, and the lines up to the other would need two."""
+    out, whole, options = small_disk / "run", tmp_path / "whole", ["--log-every", "1", "--checkpoint-every", "12"]
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    run(*training(whole, 24, *options))
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 12, fill)
+        line = refuse(*training(out, 24, *options))
+    assert "disk full: needs " in line
+    assert "has 0 bytes free; last checkpoint step_00000012 is intact; free space and repeat the command" in line
+    (small_disk / "filler").unlink()
+    run(*training(out, 24, *options))
+    require_same_end(out, whole)
