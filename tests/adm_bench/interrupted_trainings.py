@@ -14,19 +14,21 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
-import sklearn.datasets
-import torch._dynamo
-
-import adm_bench.commands.train
-import adm_bench.compute
-import adm_bench.images.sources
-import adm_bench.observations
-import generators.adm.presets
-import generators.adm.trainer  # noqa: F401  imported for the children
 from adm_bench.cli import main
 
+IMPORTED = (
+    "sklearn.datasets",
+    "torch._dynamo",
+    "adm_bench.commands.train",
+    "adm_bench.compute",
+    "adm_bench.images.sources",
+    "adm_bench.observations",
+    "generators.adm.presets",
+    "generators.adm.trainer",
+)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 MOMENTS = [(moment, number) for moment in ("start", *["step"] * 4, *["write"] * 5) for number in SIGNALS]
 MOST_STEPS = 5
@@ -135,7 +137,7 @@ def _work(arguments: Sequence[str], output: Path) -> None:
         main(list(arguments))
     except SystemExit as end:
         status = int(end.code or 0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  it must not go on as its parent does
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -160,8 +162,10 @@ def interrupted(folder: Path, options: Sequence[str]) -> list[Interrupted]:
 if __name__ == "__main__":
     place, seed, given = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     random.seed(seed)
+    for name in IMPORTED:
+        import_module(name)
     undisturbed = Start(place / "undisturbed", given)
     rows = interrupted(place / "interrupted", given)
     last = Start(place / "interrupted", given)
     statuses = (undisturbed.status(), last.status())
-    print(json.dumps({"interrupted": [asdict(row) for row in rows], "statuses": statuses}))
+    sys.stdout.write(json.dumps({"interrupted": [asdict(row) for row in rows], "statuses": statuses}))

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+import torch
+from click.testing import CliRunner, Result
 from tensorboardX.proto import event_pb2
+from torch import Tensor
 
+from adm_bench.checkpoints import verified
 from adm_bench.cli import main
 from generators.protocol import StepReport, TrainingBatch
 from generators.training.network_trainer import NetworkTrainer
@@ -34,6 +37,10 @@ TIMES = ("sec", "images_per_sec")
 
 def training(out: Path, steps: int, *options: str | Path) -> list[str | Path]:
     return ["train", "adm", "--out", out, "--steps", str(steps), *TINY, *options]
+
+
+def run_command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def log(run: Path) -> list[dict[str, Any]]:
@@ -93,7 +100,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        result = CliRunner().invoke(main, [str(argument) for argument in training(out, 12)])
+        result = run_command(*training(out, 12))
     assert (result.exit_code, result.stdout) == (143, "")
     assert result.stderr.splitlines() == [f"{out}: stopped and saved after step 8; repeat the command to go on"]
     return out
@@ -151,7 +158,7 @@ def test_ctrl_c_is_no_other_wish(stopped: Path, tmp_path: Path, monkeypatch: pyt
         os.kill(os.getpid(), signal.SIGINT)
 
     at_step(monkeypatch, 9, press_twice)
-    result = CliRunner().invoke(main, [str(argument) for argument in training(out, 12)])
+    result = run_command(*training(out, 12))
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == f"{out}: stopped and saved after step 10; repeat the command to go on"
     assert newest(out).name == "step_00000010"
@@ -211,3 +218,87 @@ def test_a_disk_that_is_full_when_the_log_is_written(
     (small_disk / "filler").unlink()
     run(*training(out, 24, *options))
     require_same_end(out, whole)
+
+
+def overflow_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Let one number of one gradient be infinite at a step."""
+    accumulate = NetworkTrainer.accumulate
+
+    def overflowing(self: NetworkTrainer, batch: TrainingBatch) -> dict[str, Tensor]:
+        seen = accumulate(self, batch)
+        if batch.step == step:
+            next(iter(self.gradients().values())).view(-1)[0] = torch.inf
+        return seen
+
+    patch.setattr(NetworkTrainer, "accumulate", overflowing)
+
+
+def kept(run: Path, step: int) -> dict[str, dict[str, Tensor]]:
+    return verified(run / "checkpoints" / f"step_{step:08d}").state()
+
+
+def differing(ours: dict[str, dict[str, Tensor]], theirs: dict[str, dict[str, Tensor]]) -> set[str]:
+    """The groups that are not the same, bit for bit."""
+    assert ours.keys() == theirs.keys()
+    return {
+        group
+        for group, tensors in theirs.items()
+        if not all(ours[group][name].equal(tensor) for name, tensor in tensors.items())
+    }
+
+
+LEARNED = {"model", "ema_0.998", "exp_avg", "exp_avg_sq", "counters", "timestep_sampler"}
+
+
+def test_an_overflow_halves_the_scale_and_skips_exactly_that_step(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflow_at(monkeypatch, 5)
+    options = ["--precision", "fp16", "--checkpoint-every", "1", "--keep", "9", "--log-every", "1"]
+    out, cut = tmp_path / "run", tmp_path / "cut"
+    run(*training(out, 9, *options))
+    rows = log(out)
+    assert [row["step"] for row in rows if row["event"] == "skipped"] == [5]
+    assert [row["loss_scale"] for row in rows if row["event"] == "training"] == [65536.0] * 6 + [32768.0] * 3
+    skipped, same_step = (row for row in rows if row["step"] == 5)
+    assert skipped == {
+        "event": "skipped", "step": 5, "reason": "the norm of the gradients is inf", "loss_scale": 65536.0
+    }  # fmt: skip
+    assert "loss" not in same_step
+    assert differing(kept(out, 6), kept(out, 5)) == {"counters"}  # of which the scale is one
+    for step in (4, 6, 7, 8):
+        assert differing(kept(out, step + 1), kept(out, step)) == LEARNED
+    assert [kept(out, step)["counters"]["optimizer_steps"].item() for step in (5, 6, 9)] == [5, 5, 8]
+    with monkeypatch.context() as patch:  # stopped within the very step that overflows
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run_command(*training(cut, 9, *options)).exit_code == 143
+    run(*training(cut, 9, *options))
+    require_same_end(cut, out)
+
+
+def test_ten_overflows_in_a_row_stop_with_the_last_checkpoint_good(
+    run: Run, refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the fifth step on the scale is absurd, so that half precision really overflows."""
+    take = NetworkTrainer.train_step
+
+    def train_step(self: NetworkTrainer, batch: TrainingBatch) -> StepReport:
+        if batch.step == 4:
+            self.scale.value = 2.0**60
+        return take(self, batch)
+
+    monkeypatch.setattr(NetworkTrainer, "train_step", train_step)
+    out, options = tmp_path / "run", ["--precision", "fp16", "--keep", "9"]
+    good = out / "checkpoints" / "step_00000012"
+    for _ in range(2):  # the same command stops at the same place
+        line = refuse(*training(out, 30, *options))
+        assert f"{out}: the " in line
+        assert "at step 13, the last of 10 in a row (last good checkpoint: step_00000012)" in line
+        assert f"begin another run --from {good / 'model.safetensors'} with a lower learning rate" in line
+        assert [row["step"] for row in log(out) if row["event"] == "skipped"] == [*range(4, 14)]
+    state = kept(out, 12)
+    assert all(tensor.isfinite().all() for tensors in state.values() for tensor in tensors.values())
+    assert state["counters"] == {"optimizer_steps": 4, "loss_scale": 2.0**52, "steps_since_overflow": 0}
+    assert differing(state, kept(out, 6)) == {"counters"}
+    monkeypatch.undo()
+    run(*training(tmp_path / "other", 3, "--from", good / "model.safetensors"))
