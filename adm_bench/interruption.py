@@ -19,6 +19,7 @@ class InterruptedWorkError(AlreadySaidError):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
+        self.signal_number = signal_number
 
 
 class Interruption:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from adm_bench import registry
 from adm_bench.devices import describe_device
-from adm_bench.errors import InputError
+from adm_bench.disk import room_for
+from adm_bench.errors import InputError, bad_input
 from adm_bench.evaluation import evaluate
 from adm_bench.extraction import Extraction
-from adm_bench.files import PARTIAL_SUFFIX, atomic_path
+from adm_bench.files import PARTIAL_SUFFIX, atomic_path, file_sha256
 from adm_bench.images.batches import TrainingBatches
 from adm_bench.images.dataset import Dataset, Labels
 from adm_bench.images.iterated import IteratedImages
@@ -28,10 +29,10 @@ from adm_bench.records import Circumstances, evaluated, write_records
 from adm_bench.references import Reference
 from adm_bench.runs import EVALUATIONS_FILE, SAMPLES_FOLDER
 from adm_bench.sampling import build_generator, choose_labels, image_seeds
-from adm_bench.training import TrainingJob, require_fit
+from adm_bench.training import GoOn, TrainingJob, require_fit
 from adm_bench.training_log import Totals
 from generators.adm.config import GuideConfig
-from generators.configuration import to_mapping
+from generators.configuration import from_mapping, to_mapping
 from generators.protocol import Generator, Trainable, Upsampler, Validated
 from generators.unet.checkpoint import WeightsHeader, write_weights
 from metrics.protocol import Features, Metric
@@ -58,21 +59,27 @@ class Validation:
             )
         require_fit(self.dataset, job.config)
 
-    def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:  # noqa: ARG002  the protocol's
+    def observe(self, trainer: Trainable, step: int, ranks: Ranks, go_on: GoOn) -> Mapping[str, Any]:  # noqa: ARG002
         """Go through the images in their order, cropped in the middle, with the same noise every time.
 
         Fewer than the processes' number may be left out at the end, for all take as many.
         """
         assert isinstance(trainer, Validated)  # as checked
-        totals = Totals()
-        left = len(self.dataset) - len(self.dataset) % ranks.size
-        batch_size = min(BATCH_SIZE * ranks.size, left)
+        totals, num_images = Totals(), 0
+        shared = max(1, len(self.dataset) // ranks.size)
         batches = TrainingBatches(
-            self.dataset, batch_size=batch_size, seed=0, shuffled=False, rank=ranks.rank, size=ranks.size
+            self.dataset,
+            batch_size=min(BATCH_SIZE, shared) * ranks.size,
+            seed=0,
+            shuffled=False,
+            rank=ranks.rank,
+            size=ranks.size,
         )
-        for batch in batches.from_step(0, batches.steps_of_a_pass):
+        for batch in batches.whole_pass():
+            go_on()
             totals.add(trainer.validate(batch))
-        return {"images": batches.steps_of_a_pass * batch_size, **totals.taken()}
+            num_images += len(batch.images) * ranks.size
+        return {"images": num_images, **totals.taken()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,56 +96,74 @@ class TrainedSamples:
     """Of the generator that has the trainer's name."""
 
     def check(self) -> None:
-        """InputError where there is nothing to sample."""
+        """InputError where there is nothing to sample, or no such way to."""
         if isinstance(self.job.config, GuideConfig):
             raise InputError("a classifier makes no samples; leave --samples-every and --evaluate-every away")
+        factory = registry.load("generators", self.job.trainer)
+        if hasattr(factory, "check"):
+            with bad_input("--sampling-steps"):
+                factory.check(from_mapping(factory.Options, dict(self.options)), self.job.config, None)
 
-    @property
+    @cached_property
     def labels(self) -> Labels | None:
-        """Of the samples, (num_images,)."""
-        model, data = self.job.config.model, self.job.dataset
-        if model.num_classes is None:
+        """Of the samples, (num_images,): of classes that the data has, though the network may know more."""
+        data = self.job.dataset
+        if self.job.config.model.num_classes is None:
             return None
         if self.job.trainer == "upsampler" and data.labels is not None:
             return np.resize(data.labels, self.num_images)
-        return choose_labels("balanced", self.num_images, model.num_classes, self.job.seed)
-
-    def draw(self, trainer: Trainable, ranks: Ranks) -> Iterator[Tensor]:
-        """The samples in order, uint8 (B, 3, H, W), the same on every process. Collective: go through all of it."""
-        with self._generator(trainer, ranks) as generator:
-            share = min(BATCH_SIZE, math.ceil(self.num_images / ranks.size))
-            for start in range(0, self.num_images, share * ranks.size):
-                # all processes draw as many; what is past the end is drawn in vain
-                mine = [min(start + ranks.rank * share + place, self.num_images - 1) for place in range(share)]
-                images = ranks.gather(self._draw(generator, mine).cpu())
-                yield images[: self.num_images - start]
+        return choose_labels("balanced", self.num_images, data.num_classes, self.job.seed)
 
     @contextmanager
-    def _generator(self, trainer: Trainable, ranks: Ranks) -> Iterator[Generator | Upsampler]:
+    def opened(self, trainer: Trainable, ranks: Ranks) -> Iterator[tuple[Generator | Upsampler, str]]:
+        """The generator of the weights as they are, and the SHA-256 of their file, on the first process. Collective.
+
+        That file has the bytes of the one in a checkpoint of the same step.
+        """
         weights = trainer.weights()
-        path = self.folder / f".weights.{uuid4().hex[:8] if ranks.size == 1 else 'shared'}{PARTIAL_SUFFIX}"
+        path = self.folder / f".weights{PARTIAL_SUFFIX}"  # what is left of one is removed at the next start
         try:
+            sha256 = ""
+            with ranks.agreeing():
+                if ranks.is_first:
+                    header = WeightsHeader(kind=self.job.trainer, config=to_mapping(self.job.config))
+                    num_bytes = sum(tensor.numel() * tensor.itemsize for tensor in weights.values())
+                    with room_for(self.folder, num_bytes):
+                        write_weights(path, header, weights)
+                    sha256 = file_sha256(path)
+            del weights  # an accelerator may need the room
+            with ranks.agreeing():
+                generator = build_generator(self.job.trainer, dict(self.options), device=self.job.device, weights=path)
             if ranks.is_first:
-                header = WeightsHeader(kind=self.job.trainer, config=to_mapping(self.job.config))
-                write_weights(path, header, weights)
-            ranks.barrier()
-            yield build_generator(self.job.trainer, dict(self.options), device=self.job.device, weights=path)
+                path.unlink()
+            yield generator, sha256
         finally:
             if ranks.is_first:
                 path.unlink(missing_ok=True)
 
-    def _draw(self, generator: Generator | Upsampler, indices: Sequence[int]) -> Tensor:
+    def draw(self, generator: Generator | Upsampler, ranks: Ranks, go_on: GoOn) -> Iterator[Tensor]:
+        """The samples in order, uint8 (B, 3, H, W), the same on every process. Collective: go through all of it."""
+        share = min(BATCH_SIZE, math.ceil(self.num_images / ranks.size))
+        for start in range(0, self.num_images, share * ranks.size):
+            # all processes draw as many; what is past the end is drawn in vain
+            mine = [min(start + ranks.rank * share + place, self.num_images - 1) for place in range(share)]
+            images = ranks.gather(self._draw(generator, mine, go_on).cpu())
+            yield images[: self.num_images - start]
+
+    def _draw(self, generator: Generator | Upsampler, indices: Sequence[int], go_on: GoOn) -> Tensor:
         seeds = [image_seeds(self.job.seed, range(index, index + 1))[0] for index in indices]
-        known = self.labels
-        labels = None if known is None else torch.from_numpy(known[list(indices)])
+        labels = None if self.labels is None else torch.from_numpy(self.labels[list(indices)])
         try:
             if isinstance(generator, Upsampler):
-                images, _ = self.job.dataset.read([index % len(self.job.dataset) for index in indices])
-                small = F.adaptive_avg_pool2d(torch.from_numpy(images).float(), generator.base_size)
-                return generator.upsample(small.round().to(torch.uint8), seeds, labels)
-            return generator.sample(seeds, labels)
+                return generator.upsample(self.bases(indices, generator.base_size), seeds, labels, go_on)
+            return generator.sample(seeds, labels, go_on)
         except FloatingPointError as error:
             raise InputError(f"{self.folder}: {error}; the network has diverged") from error
+
+    def bases(self, indices: Sequence[int], side: int) -> Tensor:
+        """What an upsampler enlarges: uint8 (B, 3, side, side)."""
+        images, _ = self.job.dataset.read([index % len(self.job.dataset) for index in indices])
+        return F.adaptive_avg_pool2d(torch.from_numpy(images).float(), side).round().to(torch.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +179,17 @@ class SampleGrid:
         """See `Observation`."""
         self.samples.check()
 
-    def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:
+    def observe(self, trainer: Trainable, step: int, ranks: Ranks, go_on: GoOn) -> Mapping[str, Any]:
         """Write the picture; its place is logged."""
-        images = torch.cat(list(self.samples.draw(trainer, ranks)))
+        with self.samples.opened(trainer, ranks) as (generator, _):
+            images = torch.cat(list(self.samples.draw(generator, ranks, go_on)))
         path = self.samples.folder / SAMPLES_FOLDER / f"step_{step:08d}.png"
-        if ranks.is_first:
-            pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).contiguous().numpy()
-            scale = math.ceil(SMALLEST_TILE / pixels.shape[1])
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(png_bytes(sample_grid(pixels, self.columns, scale)))
+        with ranks.agreeing():
+            if ranks.is_first:
+                pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).contiguous().numpy()
+                png = png_bytes(sample_grid(pixels, self.columns, math.ceil(SMALLEST_TILE / pixels.shape[1])))
+                with room_for(self.samples.folder, len(png)), atomic_path(path) as temporary:
+                    temporary.write_bytes(png)
         return {"picture": f"{SAMPLES_FOLDER}/{path.name}"}
 
 
@@ -181,8 +208,12 @@ class OnlineEvaluation:
         """See `Observation`."""
         self.samples.check()
         size = job.config.model.image_size
-        if self.reference.image_shape not in (None, (size, size)):
-            raise InputError(f"{self.reference.path}: is of images of {self.reference.image_shape}; expected {size}")
+        found = self.reference.image_shape
+        if found not in (None, (size, size)):
+            raise InputError(
+                f"--reference {self.reference.path}: is of images of {found[0]} x {found[1]}, but model.image_size is "
+                f"{size}; give a reference of that size"
+            )
         needs = frozenset[str]().union(*(metric.needs for metric in self.metrics))
         self.reference.check(self.features, needs)
         for metric in self.metrics:
@@ -191,17 +222,20 @@ class OnlineEvaluation:
                     f"--evaluate-images {self.samples.num_images}: {metric.label} needs {metric.min_images}"
                 )
 
-    def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:
-        """Measure; the numbers with their circumstances go to a file of the run too."""
-        drawn = self.samples.draw(trainer, ranks)
-        if not ranks.is_first:
-            for _ in drawn:
-                pass
-            return {}
-        job, num_images = self.samples.job, self.samples.num_images
-        shape = (job.config.model.image_size,) * 2
-        images = IteratedImages(f"step {step}", drawn, num_images, shape, self.samples.labels)
-        evaluation = evaluate(self.reference, images, Extraction(features=self.features), self.metrics)
+    def observe(self, trainer: Trainable, step: int, ranks: Ranks, go_on: GoOn) -> Mapping[str, Any]:
+        """Measure; the numbers with their circumstances go to a file of the run too.
+
+        Numbers, seeds and labels are those of `adm-bench sample` and `evaluate` with a checkpoint's averaged weights.
+        """
+        with self.samples.opened(trainer, ranks) as (generator, weights_sha256):
+            drawn = self.samples.draw(generator, ranks, go_on)
+            if not ranks.is_first:
+                for _ in drawn:
+                    pass
+                return {}
+            job, shape = self.samples.job, (generator.image_size,) * 2
+            images = IteratedImages(f"step {step}", drawn, self.samples.num_images, shape, self.samples.labels)
+            evaluation = evaluate(self.reference, images, Extraction(features=self.features), self.metrics)
         assert evaluation is not None  # this is the first process
         circumstances = Circumstances(
             run=self.samples.folder.name,
@@ -210,7 +244,7 @@ class OnlineEvaluation:
             seed=job.seed,
             world_size=ranks.size,
             settings={**self.samples.options, "step": step, "training_images": step * job.config.training.batch_size},
-            inputs={"reference": self.reference.digest()},
+            inputs={"weights": weights_sha256, "reference": self.reference.digest()},
         )
         self._write(step, evaluated(evaluation, self.metrics, circumstances))
         return evaluation.values

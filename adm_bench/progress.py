@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 WINDOW_SEC = 15.0
 PLAIN_INTERVAL_SEC = 10.0
@@ -65,17 +66,50 @@ def stage(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]
         yield advance
 
 
+class Display(Progress):
+    """Bars of a stage and of those within it; what each notes has a line of its own, cut where the terminal ends."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """See `Progress`."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", no_wrap=True, overflow="ellipsis")
+
+
+_shown: list[Display] = []
+
+
+@contextmanager
+def _display() -> Iterator[Display]:
+    """The display that a stage around this one has opened: two at once would write over each other."""
+    if _shown:
+        yield _shown[-1]
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[text]}"))
+    with Display(*columns, console=Console(stderr=True), expand=True) as display:
+        _shown.append(display)
+        try:
+            yield display
+        finally:
+            _shown.pop()
+
+
 @contextmanager
 def _bar(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
-        task = bar.add_task(title, total=pace.total, completed=round(pace.done), text="")
+    is_inner = bool(_shown)
+    with _display() as display:
+        task = display.add_task(title, total=pace.total, completed=round(pace.done), text="", note="")
 
         def advance(amount: float, note: str = "") -> None:
             pace.advance(amount)
-            bar.update(task, completed=pace.done, text=f"{pace.text(unit)} {note}")
+            display.update(task, completed=pace.done, text=pace.text(unit), note=note)
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            if is_inner:
+                display.remove_task(task)
 
 
 @contextmanager

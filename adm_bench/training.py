@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from adm_bench.images.dataset import Dataset
 from adm_bench.interruption import InterruptedWorkError, Interruption, interruptible
 from adm_bench.ranks import Ranks
 from adm_bench.runs import TrainingRun
-from adm_bench.training_log import Totals, TrainingLog, step_note
+from adm_bench.training_log import Totals, TrainingLog, observation_note, step_note
 from adm_bench.utilisation import Gauge
 from generators.adm.config import NetworkConfig
 from generators.configuration import to_mapping
@@ -29,6 +29,8 @@ from generators.protocol import Parallel, StepReport, Trainable
 from generators.training.alone import Alone
 from generators.unet.checkpoint import WeightsHeader
 
+GoOn = Callable[[], None]
+"""To be called now and then in long work, by all processes alike; it raises where a signal asks them to end."""
 TIME_IS_UP = 1
 """What processes tell each other beside the numbers of signals, of which no one that is handled here is 1."""
 
@@ -108,8 +110,11 @@ class Observation(Protocol):
     def check(self, job: TrainingJob) -> None:
         """InputError, before training begins, where it could not look at such a network."""
 
-    def observe(self, trainer: Trainable, step: int, ranks: Ranks) -> Mapping[str, Any]:
-        """What is to be logged after `step` steps, by the first process. Collective."""
+    def observe(self, trainer: Trainable, step: int, ranks: Ranks, go_on: GoOn) -> Mapping[str, Any]:
+        """What is to be logged after `step` steps, by the first process. Collective.
+
+        One that a signal cuts short is made when the run goes on.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,11 +269,11 @@ class _Training:
         reached, steps = self.reached, self.config.steps
         totals = Totals(reached.unlogged)
         gauge = Gauge(self.job.config, self.job.device, self.job.precision, self.ranks.size)
-        self._observe(trainer, log, resumed=True)
-        if reached.step < steps and self.ranks.any(flag=self._is_late):
-            return self._leave(TIME_IS_UP)
         title = f"train {self.run.folder.name}"
         with interruptible() as interruption, progress.stage(title, steps, "steps", done=reached.step) as advance:
+            self._observe(trainer, log, interruption, resumed=True)
+            if reached.step < steps and self.ranks.any(flag=self._is_late):
+                return self._leave(TIME_IS_UP)
             last = time.perf_counter()
             for batch in batches.from_step(reached.step, steps):
                 # Every step has random numbers of its own, so that no generator's state need be kept.
@@ -289,7 +294,7 @@ class _Training:
                     self._save(trainer)
                 if wish and reached.step < steps:
                     return self._leave(wish)
-                self._observe(trainer, log)
+                self._observe(trainer, log, interruption)
                 last = time.perf_counter()
         return True
 
@@ -356,12 +361,27 @@ class _Training:
                 about = {"images": step * self.config.batch_size, "ranks": self.ranks.size, "reached": kept}
                 self.run.checkpoints.save(step, state, about, self.header)
 
-    def _observe(self, trainer: Trainable, log: TrainingLog, *, resumed: bool = False) -> None:
+    def _observe(
+        self, trainer: Trainable, log: TrainingLog, interruption: Interruption, *, resumed: bool = False
+    ) -> None:
         """Make the observations that are due; those of a checkpoint gone on from, if they were never made."""
         step = self.reached.step
+
+        def go_on() -> None:
+            wish = self.ranks.highest(interruption.signal_number)
+            if wish:
+                raise InterruptedWorkError(wish)
+
         for observation in self.routine.observations:
             due = step > 0 and (step % observation.every == 0 or step == self.config.steps)
             if resumed:  # only the first process has read the log
                 due = bool(self.ranks.highest(int(due and not log.has(observation.event, step - 1))))
-            if due:
-                log.write(observation.event, step - 1, observation.observe(trainer, step, self.ranks))
+            if not due:
+                continue
+            try:
+                seen = observation.observe(trainer, step, self.ranks, go_on)
+            except InterruptedWorkError as cut_short:
+                self._save(trainer)
+                self._leave(cut_short.signal_number)
+            log.write(observation.event, step - 1, seen)
+            progress.say(observation_note(observation.event, step, seen))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -16,6 +17,8 @@ from tensorboardX.summary import scalar
 from adm_bench.files import write_text
 from adm_bench.runs import EVENTS_FOLDER, LOG_FILE
 from generators.protocol import Mean, StepReport
+
+QUARTILE = re.compile(r"_q\d$")
 
 
 class TrainingLog:
@@ -118,3 +121,13 @@ def step_note(report: StepReport, images_per_sec: float, device_note: str) -> st
     if report.values.get("loss_scale", 1.0) != 1:
         parts.append(f"scale {report.values['loss_scale']:g}")
     return ", ".join(parts + ([device_note] if device_note else []))
+
+
+def observation_note(event: str, step: int, values: Mapping[str, Any]) -> str:
+    """What a person sees of an observation after `step` steps: its numbers over all timesteps, and its picture."""
+    shown = [
+        f"{name} {value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in values.items()
+        if isinstance(value, str | float) and not QUARTILE.search(name)
+    ]
+    return f"step {step}: {event}: {', '.join(shown)}"

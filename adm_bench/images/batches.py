@@ -1,6 +1,6 @@
 """What a trainer is fed: batches whose order, crops and mirrorings depend on the seed and the step alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass
@@ -80,11 +80,6 @@ class TrainingBatches:
                 "choose a batch that is no larger than the data set"
             )
 
-    @property
-    def steps_of_a_pass(self) -> int:
-        """Steps from 0 in which no image comes twice; fewer images than a batch may be left over."""
-        return len(self.dataset) // self.batch_size
-
     def from_step(self, start: int, stop: int) -> Iterator[TrainingBatch]:
         """Shares of this process of the steps from `start` to before `stop`.
 
@@ -92,16 +87,37 @@ class TrainingBatches:
         image, in the place of the first batch that cannot be had.
         """
         share = self.batch_size // self.size
+
+        def mine(step: int) -> range:
+            first = step * self.batch_size + self.rank * share
+            return range(first, first + share)
+
+        return self._batches(range(start, stop), mine)
+
+    def whole_pass(self) -> Iterator[TrainingBatch]:
+        """As `from_step`, every image once: the last batch may be smaller, and leaves out what cannot be shared."""
+
+        def mine(step: int) -> range:
+            first = step * self.batch_size
+            share = min(self.batch_size, len(self.dataset) - first) // self.size
+            return range(first + self.rank * share, first + (self.rank + 1) * share)
+
+        shared = len(self.dataset) - len(self.dataset) % self.size
+        return self._batches(range(-(-shared // self.batch_size)), mine)
+
+    def _batches(self, steps: range, mine: Callable[[int], range]) -> Iterator[TrainingBatch]:
+        """Those of some steps, of the positions that this process takes at each."""
         workers = self.workers or share_of_threads()
+        limit = max(BATCHES_AHEAD * self.batch_size // self.size, workers)
         labels = self.dataset.labels
+        order = TrainingOrder(len(self.dataset), self.batch_size, self.seed, shuffled=self.shuffled)
+        places = (Place(position, order.at([position])[0]) for step in steps for position in mine(step))
         with (
             ThreadPoolExecutor(workers, "training images") as threads,
-            closing(
-                ahead(self._make, self._places(start, stop, share), max(BATCHES_AHEAD * share, workers), threads)
-            ) as coming,
+            closing(ahead(self._make, places, limit, threads)) as coming,
         ):
-            for step in range(start, stop):
-                images = list(islice(coming, share))
+            for step in steps:
+                images = list(islice(coming, len(mine(step))))
                 chosen = [made.image for made in images]
                 yield TrainingBatch(
                     step=step,
@@ -109,13 +125,6 @@ class TrainingBatches:
                     labels=None if labels is None else torch.from_numpy(labels[chosen]),
                     seeds=[made.seed for made in images],
                 )
-
-    def _places(self, start: int, stop: int, share: int) -> Iterator[Place]:
-        order = TrainingOrder(len(self.dataset), self.batch_size, self.seed, shuffled=self.shuffled)
-        for step in range(start, stop):
-            first = step * self.batch_size + self.rank * share
-            mine = range(first, first + share)
-            yield from map(Place, mine, order.at(mine))
 
     def _make(self, place: Place) -> Made:
         random = Random(mix_seed(self.seed, Stream.AUGMENTATION, place.position))  # noqa: S311  no secret

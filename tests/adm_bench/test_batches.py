@@ -154,12 +154,21 @@ def test_random_crops_of_squares_in_memory_are_cut_from_their_enlargements() -> 
 def test_every_epoch_has_every_image_once_and_without_a_shuffle_in_order() -> None:
     dataset = open_digits(8)
     batches = TrainingBatches(dataset, batch_size=600, seed=0, shuffled=False)
-    assert batches.steps_of_a_pass == 2
     images = torch.cat([batch.images for batch in batches.from_step(0, 3)]).numpy()
     np.testing.assert_array_equal(images, dataset.images[np.arange(1800) % 1797])
+    seeds = next(iter(batches.from_step(1, 2))).seeds[:50]
     for share in range(3):  # of three processes
         of_one = TrainingBatches(dataset, batch_size=600, seed=0, shuffled=False, rank=share, size=3).from_step(0, 1)
         np.testing.assert_array_equal(next(of_one).images.numpy(), images[200 * share : 200 * share + 200])
+    for size in (1, 2):  # one pass, of which two processes cannot share the last image
+        passes = [
+            list(TrainingBatches(dataset, batch_size=600, seed=0, shuffled=False, rank=rank, size=size).whole_pass())
+            for rank in range(size)
+        ]
+        assert [len(batch.images) * size for batch in passes[0]] == [600, 600, 597 // size * size]
+        joined = torch.cat([batch.images for step in zip(*passes, strict=True) for batch in step]).numpy()
+        np.testing.assert_array_equal(joined, dataset.images[: 1797 // size * size])
+        assert [seed for step in zip(*passes, strict=True) for batch in step for seed in batch.seeds][600:650] == seeds
     order = TrainingOrder(COUNT, 4, 1)
     places = order.at(range(COUNT * 3))
     assert all(sorted(places[COUNT * epoch :][:COUNT]) == list(range(COUNT)) for epoch in range(3))
