@@ -34,7 +34,7 @@ class TrainingLog:
         start: int,
         *,
         writes: bool = True,
-        room: Callable[[int], AbstractContextManager[object]] = nullcontext,
+        room: Callable[[int], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """`room` stands around every line and is given its bytes, as `adm_bench.checkpoints.Checkpoints.room`."""
         self.writes = writes

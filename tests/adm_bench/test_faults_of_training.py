@@ -96,13 +96,13 @@ def undisturbed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, stopped by SIGTERM at step 8, counted from 1, with checkpoints of 3, 6 and 8 steps."""
+    """The same, stopped by SIGTERM after 7 steps, between two lines of the log; checkpoints of 3, 6 and 7 steps."""
     out = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at_step(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
         result = run_command(*training(out, 12))
     assert (result.exit_code, result.stdout) == (143, "")
-    assert result.stderr.splitlines() == [f"{out}: stopped and saved after step 8; repeat the command to go on"]
+    assert result.stderr.splitlines() == [f"{out}: stopped and saved after step 7; repeat the command to go on"]
     return out
 
 
@@ -145,7 +145,7 @@ def test_interrupted_at_random_moments_it_ends_as_undisturbed(tmp_path: Path) ->
 
 def test_stopped_by_sigterm_it_goes_on(run: Run, undisturbed: Path, stopped: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(stopped, tmp_path / "run"))
-    assert run(*training(out, 12)).stderr.splitlines()[0] == f"{out}: going on from step 8"
+    assert run(*training(out, 12)).stderr.splitlines()[0] == f"{out}: going on from step 7"
     require_same_end(out, undisturbed)
 
 
@@ -184,13 +184,13 @@ def flip_a_byte(path: Path) -> None:
         (Path.unlink, "manifest.json", "manifest.json is missing"),
     ],
 )
-def test_a_damaged_newest_checkpoint_costs_two_steps(
+def test_a_damaged_newest_checkpoint_costs_a_step(
     damage: Callable[[Path], None], name: str, reason: str, run: Run, undisturbed: Path, stopped: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(stopped, tmp_path / "run"))
-    damage(out / "checkpoints" / "step_00000008" / name)
+    damage(out / "checkpoints" / "step_00000007" / name)
     said = run(*training(out, 12)).stderr.splitlines()
-    assert said[0].startswith(f"{out / 'checkpoints'}: damaged: step_00000008: {reason}")
+    assert said[0].startswith(f"{out / 'checkpoints'}: damaged: step_00000007: {reason}")
     assert said[0].endswith("moved to damaged_..., going on from step_00000006, the one before")
     assert said[1] == f"{out}: going on from step 6"
     require_same_end(out, undisturbed)

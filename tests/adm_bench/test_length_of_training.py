@@ -121,9 +121,9 @@ def test_what_is_due_at_a_checkpoint_is_looked_at_once(
 ) -> None:
     seen, observe, take = [], SampleGrid.observe, NetworkTrainer.train_step
 
-    def noted(self: SampleGrid, trainer: Any, step: int, ranks: Any) -> Mapping[str, Any]:
+    def noted(self: SampleGrid, trainer: Any, step: int, *others: Any) -> Mapping[str, Any]:
         seen.append(step)
-        return observe(self, trainer, step, ranks)
+        return observe(self, trainer, step, *others)
 
     def ended(self: NetworkTrainer, batch: TrainingBatch) -> StepReport:
         if batch.step == ends_at:

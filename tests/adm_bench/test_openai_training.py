@@ -155,7 +155,7 @@ def test_a_run_goes_on_from_its_own_conversion(run: Run, tmp_path: Path) -> None
     options += ["--set", "model.num_res_blocks=1", "--set", "model.attention_resolutions=[4]"]
     run("train", "adm", "--out", whole, *options)
     kept = verified(whole / "checkpoints" / "step_00000003")
-    run("convert", whole, "--out", tmp_path / "openai")
+    run("convert", kept.folder, "--out", tmp_path / "openai")
     config = from_mapping(AdmConfig, kept.header().config)
     found, step = state_from_openai(tmp_path / "openai" / "model000003.pt", config)
     assert step == 3
