@@ -29,12 +29,12 @@ MOST_COLUMNS = 20
 
 @click.command(
     epilog=example(
-        "adm-bench train adm --data digits --preset digits8 --out runs/adm",
-        "adm-bench train classifier --data digits --preset digits8_classifier --out runs/cls",
-        "adm-bench train upsampler --data digits --preset digits8_16_upsampler --out runs/up",
-        "adm-bench train adm --data digits --out runs/wide --set model.channels=64 --steps 2000",
-        "torchrun --nproc-per-node 8 -m adm_bench train adm --data imagenet/ --preset 128x128_diffusion \\",
-        "    --precision fp16 --out runs/adm128",
+        "adm-bench train adm --data digits --out runs/adm",
+        "adm-bench train classifier --data digits --out runs/cls",
+        "adm-bench train upsampler --data digits --out runs/up",
+        "adm-bench train adm --data digits --out runs/wide --set model.channels=64",
+        "torchrun --nproc-per-node 8 -m adm_bench train adm --data imagenet/ \\",
+        "    --preset 128x128_diffusion --precision fp16 --out runs/adm128",
     )
 )
 @click.argument("trainer")
@@ -70,7 +70,7 @@ MOST_COLUMNS = 20
 @click.option("--reference", type=FILE, help="What samples are evaluated against.")
 @click.option("--metrics", default="fid", metavar="NAME,...", help="What evaluations measure.")
 @click.option("--sampling-steps", type=POSITIVE, default=25, help="DDIM steps of samples on the way.")
-@click.option("--from", "start_from", type=FILE, help="Begin with a file of guided-diffusion's: modelNNNNNN.pt.")
+@click.option("--from", "start_from", type=FILE, help="Begin with weights; guided-diffusion's modelNNNNNN.pt goes on.")
 @device_option
 @seed_option
 @overwrite_option
