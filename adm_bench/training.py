@@ -12,7 +12,7 @@ import torch
 
 from adm_bench import progress, registry
 from adm_bench.checkpoints import KEPT, Checkpoint, step_name, verified
-from adm_bench.conversion import begin_from
+from adm_bench.conversion import begin_from, state_from_openai
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import file_sha256, read_json, write_json
 from adm_bench.images.batches import TrainingBatches, training_record
@@ -61,10 +61,21 @@ class TrainingJob:
         return plan if self.start_from is None else {**plan, "start_from": file_sha256(self.start_from)}
 
     def check(self) -> None:
-        """InputError where data and network do not fit each other, or there is nothing to begin with."""
-        if self.start_from is not None and not self.start_from.is_file():
-            raise InputError(f"--from {self.start_from}: no such file; expected modelNNNNNN.pt of guided-diffusion")
+        """InputError where data and network do not fit each other, or where there is no file to begin with."""
         require_fit(self.dataset, self.config)
+        if self.start_from is not None and not self.start_from.is_file():
+            raise InputError(f"--from {self.start_from}: no such file; give a modelNNNNNN.pt or a weights file")
+
+    def check_start(self) -> None:
+        """InputError where a run cannot begin with `start_from`, of which everything is read."""
+        if self.start_from is None:
+            return
+        done = state_from_openai(self.start_from, self.config)[1]
+        if done >= self.config.training.steps:
+            raise InputError(
+                f"--from {self.start_from}: {done} steps are done, and training.steps is {self.config.training.steps}; "
+                "give --steps a larger number, which counts from the very beginning"
+            )
 
 
 def require_fit(data: Dataset, config: NetworkConfig) -> None:
@@ -170,6 +181,8 @@ def train(
             job.check()
             for observation in routine.observations:
                 observation.check(job)
+            if ranks.is_first and (overwrite or not run.checkpoints.list()):
+                job.check_start()  # before anything is written
             if ranks.is_first:
                 stack.enter_context(run.opened(job.plan(), overwrite=overwrite))
         return _Training(run, job, routine, ranks, parallel or Alone()).run_to_end()
@@ -195,11 +208,17 @@ class _Training:
         with self.ranks.agreeing():
             newest = self.run.checkpoints.newest() if self.ranks.is_first else None
         step = self.ranks.highest(newest.step if newest else 0)
+        if step:
+            with self.ranks.agreeing():
+                self._take_up(trainer, newest, step)
+        elif self.job.start_from is not None:  # collective
+            self.reached.step = begin_from(trainer, self.job.start_from, self.job.config)
+            progress.say(f"{self.run.folder}: going on from step {self.reached.step} of {self.job.start_from}")
         with self.ranks.agreeing():
-            self._take_up(trainer, newest, step)
             if self.ranks.is_first:
                 self.run.started(self.reached.step, self.ranks.size)
-        with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first) as log:
+        room = self.run.checkpoints.room
+        with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first, room=room) as log:
             is_done = self._take_steps(trainer, batches, log)
         return self._result(trainer) if is_done else None
 
@@ -239,16 +258,12 @@ class _Training:
         return trainer
 
     def _take_up(self, trainer: Trainable, newest: Checkpoint | None, step: int) -> None:
-        """Go on from the checkpoint of a step, which the first process has chosen; at 0, begin."""
-        if step:
-            checkpoint = newest or verified(self.run.checkpoints.folder / step_name(step))
-            with bad_input(checkpoint.folder):
-                trainer.load_state(checkpoint.state())
-            self.reached = Reached(step=step, **checkpoint.progress["reached"])
-            progress.say(f"{self.run.folder}: going on from step {step}")
-        elif self.job.start_from is not None:
-            self.reached.step = begin_from(trainer, self.job.start_from, self.job.config)
-            progress.say(f"{self.run.folder}: going on from step {self.reached.step} of {self.job.start_from}")
+        """Go on from the checkpoint of a step, which the first process has chosen."""
+        checkpoint = newest or verified(self.run.checkpoints.folder / step_name(step))
+        with bad_input(checkpoint.folder):
+            trainer.load_state(checkpoint.state())
+        self.reached = Reached(step=step, **checkpoint.progress["reached"])
+        progress.say(f"{self.run.folder}: going on from step {step}")
 
     def _take_steps(self, trainer: Trainable, batches: TrainingBatches, log: TrainingLog) -> bool:
         """Take the remaining steps; False where time was up before the last."""
@@ -258,6 +273,8 @@ class _Training:
         title = f"train {self.run.folder.name}"
         with interruptible() as interruption, progress.stage(title, steps, "steps", done=reached.step) as advance:
             self._observe(trainer, log, interruption, resumed=True)
+            if reached.step < steps and self.ranks.any(flag=self._is_late):
+                return self._leave(TIME_IS_UP)
             last = time.perf_counter()
             for batch in batches.from_step(reached.step, steps):
                 # Every step has random numbers of its own, so that no generator's state need be kept.
@@ -274,7 +291,7 @@ class _Training:
                 advance(1, note=step_note(report, gauge.images_per_sec, gauge.note))
                 reached.unlogged = dict(totals.totals)
                 wish = self.ranks.highest(self._wish(interruption))
-                if wish or reached.step % self.routine.checkpoint_every == 0 or reached.step == steps:
+                if wish or self._is_due:
                     self._save(trainer)
                 if wish and reached.step < steps:
                     return self._leave(wish)
@@ -282,11 +299,21 @@ class _Training:
                 last = time.perf_counter()
         return True
 
+    @property
+    def _is_due(self) -> bool:
+        """Whether a checkpoint belongs here: what is kept for ever is made too, whatever lies between others."""
+        intervals = (self.routine.checkpoint_every, self.routine.keep_every or self.config.steps, self.config.steps)
+        return any(self.reached.step % interval == 0 for interval in intervals)
+
     def _wish(self, interruption: Interruption) -> int:
         """Why this process would end now: a signal's number, that time is up, or 0."""
+        return interruption.signal_number or (TIME_IS_UP if self._is_late else 0)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the hours are over that the run may take."""
         hours = self.routine.hours
-        is_late = hours is not None and self.reached.training_sec >= 3600 * hours
-        return interruption.signal_number or (TIME_IS_UP if is_late else 0)
+        return hours is not None and self.reached.training_sec >= 3600 * hours
 
     def _leave(self, wish: int) -> bool:
         """End before the last step, with everything saved; False where time is up."""
@@ -311,10 +338,11 @@ class _Training:
         )
         if reached.skipped_in_a_row >= self.config.most_skipped:
             good = self.run.checkpoints.list()
+            start = f" --from {good[-1] / 'model.safetensors'}" if good else ""
             raise InputError(
                 f"{self.run.folder}: {report.skipped} at step {reached.step - 1}, the last of "
-                f"{reached.skipped_in_a_row} in a row; lower the learning rate, or use precision bf16 or fp32 (last "
-                f"good checkpoint: {good[-1].name if good else 'none'})"
+                f"{reached.skipped_in_a_row} in a row (last good checkpoint: {good[-1].name if good else 'none'}); "
+                f"begin another run{start} with a lower learning rate, or with precision bf16 or fp32"
             )
 
     def _log(self, report: StepReport, totals: Totals, gauge: Gauge, log: TrainingLog) -> None:

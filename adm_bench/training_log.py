@@ -4,7 +4,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,8 +28,17 @@ class TrainingLog:
     `skipped`, `validation`, `evaluation`. Only the first of several processes writes.
     """
 
-    def __init__(self, folder: Path, start: int, *, writes: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start: int,
+        *,
+        writes: bool = True,
+        room: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """`room` stands around every line and is given its bytes, as `adm_bench.checkpoints.Checkpoints.room`."""
         self.writes = writes
+        self._room = room
         self._seen: set[tuple[str, int]] = set()
         if not writes:
             return
@@ -60,13 +70,15 @@ class TrainingLog:
         """Add a line; its numbers become points of TensorBoard's curves `event/name`."""
         if not self.writes:
             return
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                point = event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(f"{event}/{name}", value))
-                self._events.write_event(point)
-        self._events.flush()
+        line = json.dumps({"event": event, "step": step, **values}) + "\n"
+        with self._room(len(line)):
+            self._file.write(line)
+            self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    point = event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(f"{event}/{name}", value))
+                    self._events.write_event(point)
+            self._events.flush()
 
     def __enter__(self) -> "TrainingLog":
         return self
@@ -74,9 +86,12 @@ class TrainingLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.writes:
-            self._file.close()
-            self._events.close()
+        if not self.writes:
+            return
+        # After an error, what could not be written then cannot be now, and the first error is the one to be said.
+        for file in (self._file, self._events):
+            with suppress(OSError) if error else nullcontext():
+                file.close()
 
 
 class Totals:

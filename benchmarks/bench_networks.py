@@ -5,7 +5,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from generators.adm.config import AdmConfig, GuideConfig, SamplingConfig
-from generators.adm.generator import Adm
+from generators.adm.generator import Adm, ClassifierGuide
+from generators.adm.loading import respaced
 from generators.adm.presets import PRESETS
 from generators.adm.trainer import AdmTrainer, ClassifierTrainer
 from generators.protocol import TrainingBatch
@@ -50,8 +51,11 @@ def bench_sampling(guided: bool, benchmark: BenchmarkFixture) -> None:
     chosen, guide = config("digits8"), config("digits8_classifier")
     assert isinstance(chosen, AdmConfig)
     assert isinstance(guide, GuideConfig)
-    classifier = Classifier(guide.model).eval().requires_grad_(requires_grad=False) if guided else None
+    options = SamplingConfig(sampling_steps=10)
+    diffusion = respaced(chosen.diffusion, options, CPU)
+    classifier = Classifier(guide.model).eval().requires_grad_(requires_grad=False)
     network = UNet(chosen.model).eval().requires_grad_(requires_grad=False)
-    generator = Adm(chosen, SamplingConfig(sampling_steps=10), network, classifier, CPU)
+    guidance = ClassifierGuide(classifier, diffusion, 1.0, compiled=False) if guided else None
+    generator = Adm(options, network, diffusion, guidance)
     benchmark.extra_info["images"] = BATCH
     benchmark.pedantic(generator.sample, (range(BATCH), torch.arange(BATCH) % 10), rounds=5, warmup_rounds=1)

@@ -29,11 +29,10 @@ MOST_COLUMNS = 20
 
 @click.command(
     epilog=example(
-        "adm-bench train adm --data digits --out runs/adm --samples-every 400",
+        "adm-bench train adm --data digits --out runs/adm",
         "adm-bench train classifier --data digits --out runs/cls",
         "adm-bench train upsampler --data digits --out runs/up",
-        "adm-bench train adm --data digits --out runs/wide --steps 2000 \\",
-        "    --set model.channels=64",
+        "adm-bench train adm --data digits --out runs/wide --set model.channels=64",
         "torchrun --nproc-per-node 8 -m adm_bench train adm --data imagenet/ \\",
         "    --preset 128x128_diffusion --precision fp16 --out runs/adm128",
     )
@@ -71,7 +70,7 @@ MOST_COLUMNS = 20
 @click.option("--reference", type=FILE, help="What samples are evaluated against.")
 @click.option("--metrics", default="fid", metavar="NAME,...", help="What evaluations measure.")
 @click.option("--sampling-steps", type=POSITIVE, default=25, help="DDIM steps of samples on the way.")
-@click.option("--from", "start_from", type=FILE, help="Begin with a file of guided-diffusion's: modelNNNNNN.pt.")
+@click.option("--from", "start_from", type=FILE, help="Begin with weights; guided-diffusion's modelNNNNNN.pt goes on.")
 @device_option
 @seed_option
 @overwrite_option

@@ -1,5 +1,6 @@
 """Training begun by guided-diffusion goes on here, and ours there: the same numbers bit for bit, in both its forms."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from generators.adm.config import AdmConfig
 from generators.adm.networks import build_network
 from generators.adm.presets import PRESETS
 from generators.configuration import from_mapping, to_mapping, with_changes
-from generators.training.network_trainer import learning_rate_at
+from generators.protocol import StepReport, TrainingBatch
+from generators.training.network_trainer import NetworkTrainer, learning_rate_at
 from generators.unet.checkpoint import WeightsHeader
 from generators.unet.openai_training import openai_name
 
@@ -153,7 +155,7 @@ def test_a_run_goes_on_from_its_own_conversion(run: Run, tmp_path: Path) -> None
     options += ["--set", "model.num_res_blocks=1", "--set", "model.attention_resolutions=[4]"]
     run("train", "adm", "--out", whole, *options)
     kept = verified(whole / "checkpoints" / "step_00000003")
-    run("convert", whole, "--out", tmp_path / "openai")
+    run("convert", kept.folder, "--out", tmp_path / "openai")
     config = from_mapping(AdmConfig, kept.header().config)
     found, step = state_from_openai(tmp_path / "openai" / "model000003.pt", config)
     assert step == 3
@@ -216,6 +218,72 @@ def test_weights_alone_begin_afresh(name: str, model_only: bool, tmp_path: Path)
     for group in ("model", "ema_0.9999", "ema_0.999"):
         assert differing({"x": state[group]}, {"x": weights}) == []
     assert not any(tensor.any() for group in ("exp_avg", "exp_avg_sq") for tensor in state[group].values())
+
+
+BEGINNING = [
+    "--data", "digits", "--device", "cpu", "--batch", "4", "--checkpoint-every", "2", "--log-every", "1",
+    "--set", "model.num_res_blocks=1", "--set", "model.attention_resolutions=[4]", "--set", "training.ema_rate=0.9999",
+    "--set", "training.further_ema_rates=[0.999]", "--set", "training.weight_decay=0.05",
+]  # fmt: skip
+
+
+def test_training_begins_from_openai_goes_on_and_converts_back(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = train_as_openai(tmp_path, 4, steps=5, half=True)
+    start = tmp_path / "model000004.pt"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = ["train", "adm", "--from", start, "--steps", "10", *BEGINNING]
+    taken, take = [], NetworkTrainer.train_step
+
+    def train_step(self: NetworkTrainer, batch: TrainingBatch) -> StepReport:
+        if not taken:
+            state = {group: tensors for group, tensors in self.state().items() if group != "counters"}
+            assert differing(state, {group: begun[group] for group in state}) == []
+        taken.append(batch.step)
+        return take(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkTrainer, "train_step", train_step)
+        assert f"going on from step 5 of {start}" in run(*command, "--out", whole).stderr
+    assert taken == [5, 6, 7, 8, 9]
+    assert verified(whole / "checkpoints" / "step_00000010").state()["counters"]["optimizer_steps"] == 10
+    assert "hours are over after step 6 of 10" in run(*command, "--out", cut, "--hours", "1e-9").stderr
+    assert "going on from step 6\n" in run(*command, "--out", cut).stderr
+    ours, theirs = (load_file(folder / "weights.safetensors") for folder in (cut, whole))
+    assert differing({"all": ours}, {"all": theirs}) == []
+    rates = [json.loads(line)["learning_rate"] for line in (cut / "log.jsonl").read_text().splitlines()]
+    config = from_mapping(AdmConfig, verified(whole / "checkpoints" / "step_00000010").header().config)
+    assert rates == [learning_rate_at(config.training, step) for step in range(5, 10)]
+    run("convert", whole, "--out", tmp_path / "back")
+    state, step = state_from_openai(tmp_path / "back" / "model000010.pt", config)
+    assert step == 10
+    expected = verified(whole / "checkpoints" / "step_00000010").state()
+    assert differing({group: {**tensors, **state[group]} for group, tensors in expected.items()}, expected) == []
+
+
+@pytest.mark.parametrize(
+    ("damaged", "content", "options", "said"),
+    [
+        ("model000004.pt", None, [], "--from {folder}/model000004.pt: no such file"),
+        ("opt000004.pt", None, [], "{folder}/model000004.pt: opt000004.pt of the same step is not beside it"),
+        ("ema_0.999_000004.pt", b"nothing", [], "{folder}/ema_0.999_000004.pt: "),
+        ("", None, ["--set", "model.channels=64"], "{folder}/model000004.pt: does not fit this network: "),
+        ("", None, ["--steps", "5"], "--from {folder}/model000004.pt: 5 steps are done, and training.steps is 5"),
+    ],
+)
+def test_a_wrong_start_is_refused_before_anything_is_written(
+    damaged: str, content: bytes | None, options: list[str], said: str, refuse: Refuse, tmp_path: Path
+) -> None:
+    train_as_openai(tmp_path, 4, steps=5, half=False)
+    if content is not None:
+        (tmp_path / damaged).write_bytes(content)
+    elif damaged:
+        (tmp_path / damaged).unlink()
+    command = ["train", "adm", "--out", tmp_path / "run", "--from", tmp_path / "model000004.pt", *BEGINNING, *options]
+    for overwrite in ([], ["--overwrite"]):
+        assert said.format(folder=tmp_path) in refuse(*command, *overwrite)
+        assert not (tmp_path / "run").exists()
 
 
 def change_optimizer(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

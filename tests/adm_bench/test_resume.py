@@ -133,4 +133,4 @@ def test_overwrite_deletes_only_what_is_a_runs(undisturbed: Path, tmp_path: Path
     (tmp_path / "run" / "notes.txt").write_text("precious")
     finish([*training(tmp_path, 2), "--overwrite"])
     assert (tmp_path / "run" / "notes.txt").read_text() == "precious"
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
