@@ -75,6 +75,7 @@ class SuiteRun:
             config=config,
             dataset=self._dataset_of(config.model.image_size),
             device=self.device,
+            precision=spec.precision,
             seed=self.suite.seed,
         )
 
@@ -204,7 +205,9 @@ class SuiteRun:
             result = train(job, folder, routine=Routine(checkpoint_every=spec.checkpoint_every), overwrite=overwrite)
             assert result is not None  # a suite sets no limit of time
             settings = {"preset": spec.preset, **spec.set}
-            circumstances = self._circumstances(name, num_images=len(self.dataset), settings=settings)
+            circumstances = self._circumstances(
+                name, num_images=len(self.dataset), settings=settings, precision=spec.precision
+            )
             cost = network_cost(job.config)
             values = {
                 "parameters": cost.parameters,

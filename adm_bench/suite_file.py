@@ -11,6 +11,7 @@ from adm_bench.errors import InputError, bad_input
 from adm_bench.evaluation import DEFAULT_METRICS
 from generators.adm.presets import preset
 from generators.configuration import from_mapping, to_mapping, unknown_name, with_changes
+from generators.unet.precision import Precision
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -23,6 +24,8 @@ class TrainingSpec:
     set: dict[str, Any] = field(default_factory=dict)
     """Dotted fields and their values, such as `"training.steps" = 100`."""
     checkpoint_every: int = 500
+    precision: Precision = "fp32"
+    """Arithmetic of the network while it is trained."""
 
     def __post_init__(self) -> None:
         """Refuse an interval that never comes."""

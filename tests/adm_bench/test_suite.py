@@ -31,7 +31,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for old, new in (
         ("num_images = 1797", "num_images = 60"),
         ('preset = "digits8"', f'preset = "digits8"\nset = {{ {shrunken}'),
-        ('preset = "digits8_classifier"', f'preset = "digits8_classifier"\nset = {{ {shrunken}'),
+        ('preset = "digits8_classifier"', f'preset = "digits8_classifier"\nprecision = "bf16"\nset = {{ {shrunken}'),
         ("sampling_steps = 50", "sampling_steps = 5"),
     ):
         assert old in text
@@ -80,6 +80,19 @@ def test_every_number_has_its_circumstances(finished: Path) -> None:
             assert set(line["inputs"]) == {"samples", "reference"}
         assert line["seed"] == 0
         assert line["provenance"]["versions"]["torch"]
+
+
+def test_a_network_is_trained_in_the_precision_that_its_table_names(
+    suite: Path, finished: Path, refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in (finished / "records.jsonl").read_text().splitlines()]
+    found = {line["generator"]: line["precision"] for line in lines if line["quantity"] == "training_images_per_sec"}
+    assert found == {"adm": "fp32", "classifier": "bf16"}
+    for name, precision in found.items():
+        assert json.loads((finished / "train" / name / "run.json").read_text())["precision"] == precision
+    changed = tmp_path / "changed.toml"
+    changed.write_text(suite.read_text().replace('"bf16"', '"fp8"'))
+    assert "precision" in refuse("run", changed, "--out", tmp_path / "run", "--device", "cpu")
 
 
 def test_the_baselines_are_where_they_belong(finished: Path) -> None:
