@@ -11,8 +11,8 @@ in float32 as it comes; forward pass and sampling without gradients. Its trainin
 loss, `torch.optim.AdamW` as it comes, and an average kept parameter by parameter.
 
 Both are stepped in turn in one process, because timings on a shared machine compare only so. A ratio is the other's
-time over ours, best over best; the median of all rounds' ratios stands beside it. The ratio of processors' seconds knows
-nothing of waiting for other programs, though it does of what they leave of caches and memory.
+time over ours, best over best; the median of all rounds' ratios stands beside it. The ratio of processors' seconds
+knows nothing of waiting for other programs, though it does of what they leave of caches and memory.
 """
 
 import argparse

@@ -1,0 +1,36 @@
+"""Benchmarks that are not part of `make bench` run, on a CPU and at the smallest sizes."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            "train_on_gpu.py --device cpu --presets digits8 --precisions fp32 --no-compile --largest-batch 4 --repeats 1",
+            [r"peak of a matrix product in fp32: [\d.e-]+ TFLOP/s", r"naive +batch +2 .* images/s .*% of peak",
+             r"optimised +batch +4 ", r"optimised over naive: \d"],
+        ),
+        (
+            "checkpoint_cost.py --network B --saves 1 --steps 1",
+            [r"1 of 18 MiB", r"share at an interval of 1000: 0\.\d+%"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_benchmark_runs(
+    arguments: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, *options = arguments.split()
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+    printed = capsys.readouterr().out
+    for pattern in expected:
+        assert re.search(pattern, printed), printed
