@@ -22,7 +22,7 @@ from adm_bench.evaluation import evaluate
 from adm_bench.extraction import Extraction
 from adm_bench.files import PARTIAL_SUFFIX, atomic_path, file_sha256
 from adm_bench.images.batches import TrainingBatches
-from adm_bench.images.dataset import Dataset, Labels
+from adm_bench.images.dataset import Dataset, Labels, TrainingOrder
 from adm_bench.images.iterated import IteratedImages
 from adm_bench.ranks import Ranks
 from adm_bench.records import Circumstances, evaluated, write_records
@@ -86,7 +86,8 @@ class Validation:
 class TrainedSamples:
     """Samples of a network as it is in the midst of its training: of the averaged weights, always from the same seeds.
 
-    Processes share the work. An upsampler enlarges reductions of the first training images.
+    Processes share the work. An upsampler enlarges reductions of the images that training begins with: the first of
+    the data set are often of one class.
     """
 
     job: TrainingJob
@@ -111,8 +112,13 @@ class TrainedSamples:
         if self.job.config.model.num_classes is None:
             return None
         if self.job.trainer == "upsampler" and data.labels is not None:
-            return np.resize(data.labels, self.num_images)
+            return data.labels[self._enlarged]
         return choose_labels("balanced", self.num_images, data.num_classes, self.job.seed)
+
+    @cached_property
+    def _enlarged(self) -> list[int]:
+        """Which images of the data set an upsampler enlarges."""
+        return TrainingOrder(len(self.job.dataset), 1, self.job.seed).at(range(self.num_images))
 
     @contextmanager
     def opened(self, trainer: Trainable, ranks: Ranks) -> Iterator[tuple[Generator | Upsampler, str]]:
@@ -162,7 +168,7 @@ class TrainedSamples:
 
     def bases(self, indices: Sequence[int], side: int) -> Tensor:
         """What an upsampler enlarges: uint8 (B, 3, side, side)."""
-        images, _ = self.job.dataset.read([index % len(self.job.dataset) for index in indices])
+        images, _ = self.job.dataset.read([self._enlarged[index] for index in indices])
         return F.adaptive_avg_pool2d(torch.from_numpy(images).float(), side).round().to(torch.uint8)
 
 

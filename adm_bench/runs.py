@@ -84,7 +84,7 @@ class TrainingRun:
         What `HARMLESS` names may have changed; so may the number of steps, to any that is not below those done,
         where the learning rate does not depend on it; a finished run is then no longer finished. InputError where
         anything else has, or where the folder holds something else; `overwrite` deletes such a run, or a
-        finished one, but never files that are not a run's.
+        finished one, but never files that are not a run's. A run that ended before anything was saved gives way.
         """
         what = what_is(self.folder)
         if what is not None and not (self.folder / RUN_FILE).exists():
@@ -105,7 +105,7 @@ class TrainingRun:
         if not isinstance(stored, Mapping) or stored.get("kind") != plan["kind"]:
             raise InputError(f"{self.folder}: is no training run, though it has a {RUN_FILE}; choose another --out")
         refused = self._refused(stored, plan)
-        if overwrite and (refused or self.result.exists()):
+        if (overwrite and (refused or self.result.exists())) or (refused and self._has_nothing()):
             self._clear()
             return
         if stored.get("trainer") != plan.get("trainer"):
@@ -121,6 +121,10 @@ class TrainingRun:
         self._plan, self._changed = plan, differences(stored, plan)
         if LENGTH in changes(stored, plan):
             self.result.unlink(missing_ok=True)  # the weights stay until those of the new length replace them
+
+    def _has_nothing(self) -> bool:
+        """Whether no step was ever saved, as where training could not begin."""
+        return not (self.result.exists() or self.weights.exists() or any(self.checkpoints.folder.glob("*")))
 
     def _refused(self, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
         """The differences under which a run does not go on, each with its reason where there is a special one."""

@@ -196,7 +196,9 @@ def _observations(job: "TrainingJob", out: Path, settings: dict[str, Any]) -> "t
         found.append(Validation(every=settings["validate_every"], dataset=dataset))
     if settings["samples_every"] is not None:
         classes = job.config.model.num_classes
-        columns = classes if classes and classes <= MOST_COLUMNS else GRID_SIDE
+        columns = GRID_SIDE
+        if classes and classes <= MOST_COLUMNS and job.trainer != "upsampler":  # whose classes are as they come
+            columns = classes
         found.append(SampleGrid(every=settings["samples_every"], samples=samples(columns * GRID_SIDE), columns=columns))
     if (settings["evaluate_every"] is None) != (settings["reference"] is None):
         raise InputError("--evaluate-every and --reference belong together; give both or neither")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from adm_bench.checkpoints import Checkpoints
+from adm_bench.images.batches import TrainingBatches
 from adm_bench.images.digits import open_digits
 from adm_bench.observations import TrainedSamples
 from adm_bench.training import TrainingJob
@@ -132,19 +133,19 @@ def test_validation_of_a_classifier_goes_through_every_image_and_falls_with_nois
     assert f"step 60: validation: accuracy_at_1 {last['accuracy_at_1']:.4g}, accuracy_at_5" in said.stderr
 
 
-def test_an_upsampler_enlarges_reductions_of_the_first_training_images(
-    tmp_path: Path,
-) -> None:
+def test_an_upsampler_enlarges_reductions_of_the_images_that_training_begins_with(tmp_path: Path) -> None:
     dataset = open_digits(16)
     job = TrainingJob(
         trainer="upsampler", config=preset("digits8_16_upsampler").config, dataset=dataset, device=torch.device("cpu")
     )
-    samples = TrainedSamples(job=job, folder=tmp_path, num_images=1800, options=OPTIONS)
-    small = F.avg_pool2d(torch.from_numpy(dataset.images[:3]).float(), 2).round()
-    np.testing.assert_array_equal(samples.bases(range(1797, 1800), 8).numpy(), small.numpy())
+    samples = TrainedSamples(job=job, folder=tmp_path, num_images=1800, options=OPTIONS)  # more than there are
+    first = next(TrainingBatches(dataset, batch_size=64, seed=0).from_step(0, 1))
+    small = F.avg_pool2d(first.images.float(), 2).round()
+    np.testing.assert_array_equal(samples.bases(range(64), 8).numpy(), small.numpy())
     assert samples.labels is not None
-    assert dataset.labels is not None
-    np.testing.assert_array_equal(samples.labels, [*dataset.labels, *dataset.labels[:3]])
+    assert first.labels is not None
+    np.testing.assert_array_equal(samples.labels[:64], first.labels.numpy())
+    assert len(samples.labels) == 1800
 
 
 def test_only_classes_that_the_data_has_are_sampled(tmp_path: Path) -> None:
