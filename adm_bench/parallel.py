@@ -88,6 +88,8 @@ class Sharded(Joined):
     def wrap(self, network: nn.Module) -> nn.Module:
         """See `Parallel`; every forward pass of what comes back, which is the network itself, is collective."""
         _require_no_buffers(network)
+        # Nothing else can be cut, in torch 2.13 at least.
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for parameter in network.parameters():  # the first process's, as DDP has it
             dist.broadcast(parameter.detach(), src=0)
         mesh = init_device_mesh(self.device.type, (self.size,))

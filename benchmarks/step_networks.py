@@ -11,7 +11,8 @@ in float32 as it comes; forward pass and sampling without gradients. Its trainin
 loss, `torch.optim.AdamW` as it comes, and an average kept parameter by parameter.
 
 Both are stepped in turn in one process, because timings on a shared machine compare only so. A ratio is the other's
-time over ours, best over best; the medians' ratio stands beside it.
+time over ours, best over best; the median of all rounds' ratios stands beside it. The ratio of processors' seconds
+knows nothing of waiting for other programs, though it does of what they leave of caches and memory.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -128,30 +130,45 @@ def forward(network: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     return step
 
 
-def interleaved(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every repeat of every step, taken in turn after two rounds of warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+@dataclass
+class Seconds:
+    """Of every repeat of a step: by the clock, and of all processors in this process."""
+
+    elapsed: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+
+def interleaved(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, Seconds]:
+    """What every step took, in turn after two rounds of warm-up."""
+    seconds = {name: Seconds() for name in steps}
     for repeat in range(repeats + 2):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             step()
             if repeat >= 2:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].elapsed.append(time.perf_counter() - began)
+                seconds[name].processor.append(time.process_time() - used)
     return seconds
 
 
-def show(what: str, seconds: dict[str, list[float]], images: int) -> None:
-    """One line: images a second, spread, and the ratio where there is another."""
-    ours = seconds["ours"]
+def ratios(ours: list[float], other: list[float]) -> str:
+    """The other's time over ours: best over best, and the median of the rounds' ratios."""
+    by_round = statistics.median(b / a for a, b in zip(ours, other, strict=True))
+    return f"{min(other) / min(ours):.2f} (median {by_round:.2f})"
+
+
+def show(what: str, seconds: dict[str, Seconds], images: int) -> None:
+    """Images a second, spread, and the ratios where there is another."""
+    ours = seconds["ours"].elapsed
     line = f"{what:<16}{images / statistics.median(ours):9.2f} images/s  (best {min(ours):.4f} s, median "
     line += f"{statistics.median(ours):.4f} s"
     if "other" not in seconds:
         print(line + ")")
         return
-    other = seconds["other"]
-    best, medians = min(other) / min(ours), statistics.median(other) / statistics.median(ours)
-    line += f"; other {min(other):.4f} s, {statistics.median(other):.4f} s)"
-    print(f"{line}  ratio {best:.2f} (medians {medians:.2f})")
+    other = seconds["other"].elapsed
+    print(f"{line}; other {min(other):.4f} s, {statistics.median(other):.4f} s)")
+    of_processors = ratios(seconds["ours"].processor, seconds["other"].processor)
+    print(f"{'':<16}ratio {ratios(ours, other)}, of processors' seconds {of_processors}")
 
 
 def main() -> None:

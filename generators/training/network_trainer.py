@@ -16,7 +16,7 @@ from generators.training.average import WeightAverage
 from generators.training.config import TrainingConfig
 from generators.training.loss_scale import LossScale
 from generators.unet.encoder import Encoder
-from generators.unet.precision import TYPES
+from generators.unet.precision import TYPES, memory_format
 
 ALONE = Alone()
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -59,7 +59,8 @@ class NetworkTrainer(ABC):
         self.device = device
         self.autocast_type = TYPES[precision]
         self.parallel = parallel
-        self.network = network.to(device).train()
+        layout = memory_format(device, precision)
+        self.network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
         self.network.recompute_activations = config.recompute_activations
         self.wrapped = parallel.wrap(self.network)
         self.called: nn.Module = torch.compile(self.wrapped) if config.compile else self.wrapped  # type: ignore[assignment]

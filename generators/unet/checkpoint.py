@@ -96,7 +96,7 @@ def write_weights(path: Path, header: WeightsHeader, tensors: Mapping[str, Tenso
 def write_openai_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors alone, in their order, to a file of OpenAI's form: a dict by name, as `torch.save` keeps it."""
     with path.open("wb") as file:  # a path's name would become part of the content
-        torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, file)
+        torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, file)
 
 
 def file_format(path: Path) -> FileFormat:

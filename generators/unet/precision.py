@@ -13,8 +13,11 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 N = TypeVar("N", bound=Encoder)
 
 
-def memory_format(device: torch.device, precision: Precision) -> torch.memory_format:
-    """The layout in which inference is fastest: channels last, but not for float32 on accelerators."""
+def memory_format(device: torch.device, precision: str) -> torch.memory_format:
+    """The layout in which networks are fastest: channels last, but not for float32 on accelerators.
+
+    What weights have, feature maps take on.
+    """
     last = device.type == "cpu" or precision != "fp32"
     return torch.channels_last if last else torch.contiguous_format
 

@@ -16,7 +16,6 @@ from generators.diffusion.process import Diffusion, DiffusionConfig
 from generators.unet.classifier import Classifier
 from generators.unet.config import ClassifierConfig, SuperResolutionConfig, UNetConfig
 from generators.unet.layers import ResBlock
-from generators.unet.normalisation import GroupNorm
 from generators.unet.precision import set_precision
 from generators.unet.super_resolution import SuperResolutionUNet
 from generators.unet.unet import UNet
@@ -70,22 +69,6 @@ def test_rescaling_divides_every_residual_sum() -> None:
     assert all(block.rescale for block in blocks)
 
 
-@pytest.mark.parametrize("groups_of", [1, 2, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_folded_norm_equals_torchs(groups_of: int, dtype: torch.dtype) -> None:
-    channels = 32 * groups_of
-    norm = filled(GroupNorm(channels))
-    x = (3 + 2 * torch.randn(2, channels, 8, 8)).to(dtype)
-    scale, shift = torch.randn(2, channels), torch.randn(1, channels)
-    expected = norm(x, scale, shift, activate=True)
-    with torch.inference_mode():
-        folded = norm(x.to(memory_format=torch.channels_last), scale, shift, activate=True)
-    assert folded.dtype == expected.dtype == dtype
-    assert folded.is_contiguous(memory_format=torch.channels_last)
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(folded, expected, rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("way", ["autocast", "converted"])
 def test_half_precision_stays_close(
@@ -110,26 +93,6 @@ def test_half_precision_stays_close(
     assert 0 < difference < 2e-2
     narrow = {p.dtype for n, p in network.named_parameters() if p.dtype != torch.float32}
     assert len(narrow) == (way == "converted")
-
-
-@pytest.mark.parametrize(("mean", "deviation", "side"), [(1, 0.1, 8), (1, 0.01, 8), (10, 0.1, 8), (1, 1, 1)])
-def test_folded_norm_keeps_its_digits_on_flat_maps(mean: float, deviation: float, side: int) -> None:
-    norm = filled(GroupNorm(64))
-    x = mean + deviation * torch.randn(4, 64, side, side)
-    exact = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), 1e-5)
-    plain = (F.group_norm(x, 32, norm.weight, norm.bias, 1e-5) - exact).abs().max().item()
-    with torch.inference_mode():
-        folded = (norm(x.to(memory_format=torch.channels_last)) - exact).abs().max().item()
-    assert folded < 4 * plain + 1e-6
-
-
-def test_maps_of_one_value_a_group() -> None:
-    """One image, 1x1 and 32 channels: the norm of a single value is its bias."""
-    norm = filled(GroupNorm(32))
-    x = torch.randn(1, 32, 1, 1, requires_grad=True)
-    torch.testing.assert_close(norm(x).flatten(), norm.bias)
-    with torch.inference_mode():
-        torch.testing.assert_close(norm(x.to(memory_format=torch.channels_last)).flatten(), norm.bias)
 
 
 def test_what_stays_in_float32(build: Build) -> None:
