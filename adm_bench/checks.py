@@ -10,6 +10,7 @@ from adm_bench.errors import InputError
 from adm_bench.images.dataset import ImageSet, Labels
 from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import UnknownDigestError
+from adm_bench.images.npz_images import NpzImages
 from adm_bench.images.pixels import are_same_images
 from adm_bench.references import Reference
 from metrics.protocol import EvaluationProtocol, Features, Metric
@@ -114,6 +115,13 @@ def _warnings(
     protocol: EvaluationProtocol,
 ) -> Iterator[str]:
     names = {metric.name for metric in metrics}
+    for side, images in (("samples", samples), ("reference images", reference.images)):
+        shortest = images.enlarged_from() if isinstance(images, EncodedImages | NpzImages) else None
+        if images is not None and shortest is not None:
+            yield (
+                f"--size enlarges {side}, whose short sides begin at {shortest} pixels, to {images.image_shape[0]}: "
+                "numbers of enlarged images are of how they were enlarged too, and compare with no others"
+            )
     published = PUBLISHED_NUM_IMAGES.get(protocol.name, 0)
     if len(samples) < published:
         yield (
@@ -126,7 +134,7 @@ def _warnings(
         labels = samples.labels
     except InputError as error:  # no metric of whole sets reads them
         labels = None
-        yield f"labels are not used: {error}"
+        yield f"labels are not used: {str(error).removeprefix(f'{samples.name}: ')}"
     if "is" in names and labels is not None and len(samples) > protocol.inception_split_size:
         mixed = label_mixing(labels, protocol.inception_split_size)
         if mixed < WELL_MIXED:

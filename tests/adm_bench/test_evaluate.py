@@ -343,7 +343,7 @@ def test_labels_that_do_not_fit_are_told_of(
         np.savez(tmp_path / "bad.npz", arr_0=arrays["arr_0"], arr_1=arrays["arr_1"] + 0.5)
     out = tmp_path / "numbers.json"
     result = run("evaluate", reference, tmp_path / "bad.npz", *QUICK, "--metrics", "fid", "--json", out)
-    assert "labels are not used" in result.stderr
+    assert "labels are not used: labels" in result.stderr  # the file is named once
     assert "labels are not used" in json.loads(out.read_text())[0]["settings"]["warnings"][0]
     assert "labels" in refuse("evaluate", reference, tmp_path / "bad.npz", *QUICK, "--per-class")
 
@@ -356,3 +356,34 @@ def test_a_number_whose_interval_cannot_be_had_stands(run: Run, reference: Path,
     assert "no interval of IS" in out.stderr
     assert "FID" in out.stdout
     assert out.stdout.count("95 %") == 1
+
+
+def test_a_crop_of_stored_statistics_is_refused(
+    run: Run, refuse: Refuse, reference: Path, samples: Path, tmp_path: Path
+) -> None:
+    with np.load(reference) as arrays:
+        held = {name: arrays[name] for name in ("mu", "sigma", "arr_0", "adm_bench")}
+    unstated = {name: values for name, values in held.items() if name != "adm_bench"}
+    statistics = {name: values for name, values in held.items() if name != "arr_0"}
+    for name, arrays in (("whole", held), ("unstated", unstated), ("statistics", statistics)):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **arrays)
+        said = refuse("evaluate", path, samples, *QUICK, "--features", "digits", "--size", "16", "--metrics", "fid")
+        assert f"{path}: its statistics are of 8 x 8 images, which --size 16 cannot crop; leave --size away" in said
+    run("evaluate", reference, samples, *QUICK, "--size", "8", "--metrics", "fid")
+
+
+def test_images_that_size_enlarges_are_told_of(run: Run, reference: Path, folder: Path, tmp_path: Path) -> None:
+    with np.load(reference) as arrays:
+        np.savez(tmp_path / "plain.npz", arrays["arr_0"][100:200])
+    evaluate = ("evaluate", tmp_path / "plain.npz", folder, *QUICK, "--features", "digits", "--metrics", "fid")
+    said = run(*evaluate, "--size", "16").stderr
+    assert "--size enlarges samples, whose short sides begin at 8 pixels, to 16" in said
+    assert "--size enlarges reference images, whose short sides begin at 8 pixels, to 16" in said
+    assert "enlarges" not in run(*evaluate, "--size", "8").stderr
+    shutil.copytree(folder, tmp_path / "mixed")
+    for path in (tmp_path / "mixed").iterdir():
+        Image.open(path).resize((20, 12 if path.name == "0007.png" else 16)).save(path)
+    said = run("evaluate", folder, tmp_path / "mixed", *QUICK, "--features", "digits", "--size", "16").stderr
+    assert "--size enlarges samples, whose short sides begin at 12 pixels, to 16" in said
+    assert "--size enlarges reference images, whose short sides begin at 8 pixels, to 16" in said
