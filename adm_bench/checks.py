@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from adm_bench.errors import InputError
-from adm_bench.images.dataset import ImageSet, Labels
+from adm_bench.images.dataset import ImageSet, Labels, PixelHashes
 from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import UnknownDigestError
 from adm_bench.images.npz_images import NpzImages
@@ -17,6 +17,8 @@ from metrics.protocol import EvaluationProtocol, Features, Metric
 
 PUBLISHED_NUM_IMAGES = {"adm": 50_000, "clean": 50_000, "dinov2": 50_000}
 """Samples behind published numbers, by protocol."""
+MANY_REPEATS = 0.01
+"""Share of samples equal to an earlier one that is worth a word."""
 WELL_MIXED = 0.9
 """Share of the labels' entropy that splits of a shuffled file hold: above 0.98 even for 5,000 of 1,000 classes."""
 
@@ -147,6 +149,19 @@ def _warnings(
         yield "samples are stored with loss (JPEG or the like), which moves every metric; store PNG or npz"
     if digest is not None and digest == reference.identity.get("data_sha256"):
         yield "samples are the very images that the reference is of: numbers are those of perfect copies"
+
+
+def warnings_of_repeats(hashes: PixelHashes) -> Iterator[str]:
+    """Of samples that have all passed: whether an appreciable share of them equals an earlier one, by their pixels."""
+    num, different = len(hashes), len(np.unique(hashes))
+    if num > 1 and different == 1:
+        yield f"all {num} samples are one and the same image; look at how they were made"
+    elif num - different >= MANY_REPEATS * num and different < num:
+        yield (
+            f"{num - different} of {num} samples ({100 * (num - different) / num:.3g} %) are pixel for pixel an "
+            f"earlier one, so numbers are of {different} images and do not compare with those of {num}; look at the "
+            "seeds that they were made from"
+        )
 
 
 def is_sorted(labels: Labels) -> bool:

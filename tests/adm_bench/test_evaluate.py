@@ -169,7 +169,7 @@ def test_features_are_kept_and_reused(run: Run, reference: Path, samples: Path, 
         assert not list(tmp_path.rglob("*"))
         first = run("evaluate", reference, samples, "--device", "cpu").stdout
         kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part_*")}
-        assert len(kept) == 3  # two parts of the reference's 1,797 images, one of the samples
+        assert len(kept) == 9  # eight parts of the reference's 1,797 images, one of the samples
         assert run("evaluate", reference, samples, "--device", "cpu", "--memory-gb", "0").stdout == first == plain
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part_*")} == kept
 
@@ -387,3 +387,78 @@ def test_images_that_size_enlarges_are_told_of(run: Run, reference: Path, folder
     said = run("evaluate", folder, tmp_path / "mixed", *QUICK, "--features", "digits", "--size", "16").stderr
     assert "--size enlarges samples, whose short sides begin at 12 pixels, to 16" in said
     assert "--size enlarges reference images, whose short sides begin at 8 pixels, to 16" in said
+
+
+def test_samples_that_repeat_each_other_are_told_of(run: Run, reference: Path, tmp_path: Path) -> None:
+    def said(images: np.ndarray, *options: str | Path) -> str:
+        np.savez(tmp_path / "samples.npz", arr_0=images)
+        evaluate = ("evaluate", reference, tmp_path / "samples.npz", "--device", "cpu", "--metrics", "fid")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ADM_BENCH_HOME", str(tmp_path / "home"))
+            return run(*evaluate, *options).stderr
+
+    noise = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    assert "pixel for pixel" not in said(noise)
+    assert "pixel for pixel" not in said(np.concatenate([noise, noise[:2]]))  # one in a hundred is worth a word
+    twice = np.concatenate([noise, noise[100:200]])
+    expected = "100 of 400 samples (25 %) are pixel for pixel an earlier one, so numbers are of 300 images"
+    assert expected in said(twice)
+    assert expected in said(twice)  # from the cache
+    out = tmp_path / "numbers.json"
+    assert "all 60 samples are one and the same image" in said(np.zeros((60, 8, 8, 3), np.uint8), "--json", out)
+    assert any("all 60 samples" in text for text in json.loads(out.read_text())[0]["settings"]["warnings"])
+
+
+class Constant(nn.Module):
+    """Gives the same tensor whatever it is asked."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = nn.Buffer(rows)
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: ARG002
+        return self.rows
+
+
+class Growing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), len(images))
+
+
+class Brighter(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.log(images.float().mean(dim=(2, 3)) - 20)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (Constant(torch.zeros(50)), "gives torch.float32 (50,) for 50 images; expected floats [50, features]"),
+        (Constant(torch.zeros(50, 4, 1)), "gives torch.float32 (50, 4, 1) for 50 images"),
+        (Constant(torch.zeros(50, 0)), "gives torch.float32 (50, 0) for 50 images"),
+        (Constant(torch.zeros(50, 4, dtype=torch.int64)), "gives torch.int64 (50, 4) for 50 images"),
+        (Constant(torch.zeros(49, 4)), "gives torch.float32 (49, 4) for 50 images"),
+        (Growing(), "gives torch.float32 (10, 10) for 10 images; expected floats [10, 50]"),
+    ],
+)
+def test_a_network_that_gives_no_features_is_refused(
+    module: nn.Module, expected: str, refuse: Refuse, samples: Path, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.pt"
+    torch.jit.save(torch.jit.script(module), str(path))
+    own = ("--features", "torchscript", "--feature-weights", path)
+    with np.load(samples) as arrays:
+        np.savez(tmp_path / "ref.npz", arr_0=255 - arrays["arr_0"])
+    assert f"{path}: {expected}" in refuse("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK, "--metrics", "fid")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_an_image_without_finite_features_is_named(refuse: Refuse, folder: Path, samples: Path, tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(Brighter()), str(tmp_path / "net.pt"))
+    own = ("--features", "torchscript", "--feature-weights", tmp_path / "net.pt", "--device", "cpu")
+    shutil.copytree(folder, tmp_path / "dark")
+    Image.new("RGB", (8, 8)).save(tmp_path / "dark" / "0007.png")
+    expected = f"{tmp_path}/dark/0007.png (image 7, counted from 0) is the first whose pool features are not finite"
+    assert expected in refuse("evaluate", samples, tmp_path / "dark", *own, "--no-cache", "--metrics", "fid")
+    assert expected in refuse("reference", tmp_path / "dark", *own, "--out", tmp_path / "ref.npz")
