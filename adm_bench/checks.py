@@ -12,8 +12,9 @@ from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import UnknownDigestError
 from adm_bench.images.npz_images import NpzImages
 from adm_bench.images.pixels import are_same_images
-from adm_bench.references import Reference
-from metrics.protocol import EvaluationProtocol, Features, Metric
+from adm_bench.references import UNSTATED_FEATURES, Reference
+from metrics.protocol import Features, Metric
+from reports.quantities import QUANTITIES, of_features
 
 PUBLISHED_NUM_IMAGES = {"adm": 50_000, "clean": 50_000, "dinov2": 50_000}
 """Samples behind published numbers, by protocol."""
@@ -51,7 +52,7 @@ def check_samples(
     reference.check(features, needs, metrics)
     digest = _digest(samples)
     require_other(samples, reference)
-    warnings = _warnings(samples, digest, reference, metrics, features.protocol)
+    warnings = _warnings(samples, digest, reference, metrics, features)
     return SampleChecks(warnings=tuple(warnings), digest=digest)
 
 
@@ -114,8 +115,9 @@ def _warnings(
     digest: str | None,
     reference: Reference,
     metrics: Sequence[Metric],
-    protocol: EvaluationProtocol,
+    features: Features,
 ) -> Iterator[str]:
+    protocol = features.protocol
     names = {metric.name for metric in metrics}
     for side, images in (("samples", samples), ("reference images", reference.images)):
         shortest = images.enlarged_from() if isinstance(images, EncodedImages | NpzImages) else None
@@ -149,6 +151,32 @@ def _warnings(
         yield "samples are stored with loss (JPEG or the like), which moves every metric; store PNG or npz"
     if digest is not None and digest == reference.identity.get("data_sha256"):
         yield "samples are the very images that the reference is of: numbers are those of perfect copies"
+    width = feature_width(reference, features)
+    if width is not None and "fid" in names:
+        yield from warnings_of_few(len(samples), reference.num_images, width, features.name)
+
+
+def feature_width(reference: Reference, features: Features) -> int | None:
+    """Pooled features an image, where that is known before the network runs."""
+    if reference.file is not None and "mu" in reference.file:
+        return int(np.prod(reference.file.headers["mu"][0], dtype=object))
+    return UNSTATED_FEATURES.get(features.name, {}).get("mu")
+
+
+def warnings_of_few(num_samples: int, num_reference: int | None, width: int, features: str) -> Iterator[str]:
+    """Where either side has no more images than pooled features, so that its covariance has no full rank."""
+    few = [
+        f"{number} {side}"
+        for number, side in ((num_samples, "samples"), (num_reference, "reference images"))
+        if number is not None and number <= width
+    ]
+    if few:
+        fid, kid = (of_features(QUANTITIES[name], features).label for name in ("fid", "kid"))
+        yield (
+            f"{' and '.join(few)} for {width} features leave a covariance without full rank: {fid} of so few images "
+            f"depends on their number more than on the images; compare it at equal numbers only, or read {kid}, which "
+            "has no such bias"
+        )
 
 
 def warnings_of_repeats(hashes: PixelHashes) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from adm_bench import progress, registry
-from adm_bench.checks import check_samples, require_labels, warnings_of_repeats
+from adm_bench.checks import check_samples, feature_width, require_labels, warnings_of_few, warnings_of_repeats
 from adm_bench.errors import InputError, bad_input
 from adm_bench.extraction import Extraction
 from adm_bench.images.dataset import ImageSet, Labels, PixelHashes
@@ -147,7 +147,10 @@ def evaluate(
     measured = extraction.measure(samples, needs, f"evaluate {Path(samples.name).name}", hashes)
     if not extraction.ranks.is_first:
         return None
-    told = [*checks.warnings, *_say(samples, warnings_of_repeats(np.concatenate(hashes)))]
+    late = list(warnings_of_repeats(np.concatenate(hashes)))
+    if feature_width(reference, features) is None and "fid" in {metric.name for metric in metrics}:
+        late += warnings_of_few(len(samples), reference.num_images, measured.pool.mean.size, features.name)
+    told = [*checks.warnings, *_say(samples, late)]
     protocol = with_pr_precision(features.protocol, pr_precision)
     comparison = Comparison(samples=measured, reference=known, protocol=protocol)
     values, intervals = {}, {}

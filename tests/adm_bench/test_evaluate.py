@@ -462,3 +462,54 @@ def test_an_image_without_finite_features_is_named(refuse: Refuse, folder: Path,
     expected = f"{tmp_path}/dark/0007.png (image 7, counted from 0) is the first whose pool features are not finite"
     assert expected in refuse("evaluate", samples, tmp_path / "dark", *own, "--no-cache", "--metrics", "fid")
     assert expected in refuse("reference", tmp_path / "dark", *own, "--out", tmp_path / "ref.npz")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_too_few_images_for_the_features_are_told_of(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:
+    said = "for 64 features leave a covariance without full rank: FID of so few images"
+    evaluate = ("evaluate", reference, samples, *QUICK)
+    assert f"60 samples {said}" in run(*evaluate, "--metrics", "fid").stderr
+    assert "full rank" not in run(*evaluate, "--metrics", "kid").stderr
+    with np.load(reference) as arrays:
+        images = arrays["arr_0"]
+    for name, part in (("some", images[:64]), ("more", images[100:165])):
+        np.savez(tmp_path / f"{name}.npz", arr_0=part)
+    some, more = tmp_path / "some.npz", tmp_path / "more.npz"
+    digits = ("--features", "digits", "--metrics", "fid")
+    assert f"64 reference images {said}" in run("evaluate", some, more, *QUICK, *digits).stderr
+    assert f"64 samples {said}" in run("evaluate", more, some, *QUICK, *digits).stderr
+    assert "full rank" not in run("evaluate", reference, more, *QUICK, "--metrics", "fid").stderr
+    torch.jit.save(torch.jit.script(Means()), str(tmp_path / "means.pt"))
+    own = ("--features", "torchscript", "--feature-weights", tmp_path / "means.pt", "--metrics", "fid")
+    np.savez(tmp_path / "three.npz", arr_0=images[:3])
+    out = tmp_path / "numbers.json"
+    said = "3 samples for 3 features leave a covariance without full rank: FD-torchscript of so few"
+    assert said in run("evaluate", more, tmp_path / "three.npz", *QUICK, *own, "--json", out).stderr
+    assert said in json.loads(out.read_text())[0]["settings"]["warnings"][-1]
+    assert "full rank" not in run("evaluate", some, more, *QUICK, *own).stderr
+
+
+def test_the_choices_behind_each_number_are_recorded(run: Run, reference: Path, samples: Path, tmp_path: Path) -> None:
+    metrics = {
+        "fid": None,
+        "is": {"inception_split_size": 5000},
+        "is_shuffled": {"inception_split_size": 5000, "seed": 2020},
+        "precision": {"neighbours": 3},
+        "recall": {"neighbours": 3},
+        "f_score": {"neighbours": 3},
+        "density": {"density_neighbours": 5},
+        "coverage": {"density_neighbours": 5},
+        "kid": None,
+    }
+    out = tmp_path / "numbers.json"
+    run("evaluate", reference, samples, *QUICK, "--metrics", ",".join(metrics), "--json", out)
+    found = {record["quantity"]: record["settings"].get("metric") for record in json.loads(out.read_text())}
+    assert found == metrics
+    subsets = {"kid_subsets": 100, "kid_subset_size": 1000, "seed": 2020}
+    protocol = adm_bench.EvaluationProtocol(name="any", version=1)
+    assert protocol.settings_of("kid_subsets") == subsets
+    assert protocol.settings_of("fid_infinity") == {"seed": 2020}
+    listed = " ".join(run("list", "metrics").stdout.split())
+    assert "k = 3" in listed
+    assert "k = 5" in listed
+    assert "not times 1,000" in listed
