@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from adm_bench.errors import InputError
-from adm_bench.images.dataset import ImageSet, Labels
+from adm_bench.images.dataset import ImageSet, Labels, PixelHashes
 from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import UnknownDigestError
+from adm_bench.images.npz_images import NpzImages
 from adm_bench.images.pixels import are_same_images
-from adm_bench.references import Reference
-from metrics.protocol import EvaluationProtocol, Features, Metric
+from adm_bench.references import UNSTATED_FEATURES, Reference
+from metrics.protocol import Features, Metric
+from reports.quantities import QUANTITIES, of_features
 
 PUBLISHED_NUM_IMAGES = {"adm": 50_000, "clean": 50_000, "dinov2": 50_000}
 """Samples behind published numbers, by protocol."""
+MANY_REPEATS = 0.01
+"""Share of samples equal to an earlier one that is worth a word."""
 WELL_MIXED = 0.9
 """Share of the labels' entropy that splits of a shuffled file hold: above 0.98 even for 5,000 of 1,000 classes."""
 
@@ -48,7 +52,7 @@ def check_samples(
     reference.check(features, needs, metrics)
     digest = _digest(samples)
     require_other(samples, reference)
-    warnings = _warnings(samples, digest, reference, metrics, features.protocol)
+    warnings = _warnings(samples, digest, reference, metrics, features)
     return SampleChecks(warnings=tuple(warnings), digest=digest)
 
 
@@ -111,9 +115,17 @@ def _warnings(
     digest: str | None,
     reference: Reference,
     metrics: Sequence[Metric],
-    protocol: EvaluationProtocol,
+    features: Features,
 ) -> Iterator[str]:
+    protocol = features.protocol
     names = {metric.name for metric in metrics}
+    for side, images in (("samples", samples), ("reference images", reference.images)):
+        shortest = images.enlarged_from() if isinstance(images, EncodedImages | NpzImages) else None
+        if images is not None and shortest is not None:
+            yield (
+                f"--size enlarges {side}, whose short sides begin at {shortest} pixels, to {images.image_shape[0]}: "
+                "numbers of enlarged images are of how they were enlarged too, and compare with no others"
+            )
     published = PUBLISHED_NUM_IMAGES.get(protocol.name, 0)
     if len(samples) < published:
         yield (
@@ -126,7 +138,7 @@ def _warnings(
         labels = samples.labels
     except InputError as error:  # no metric of whole sets reads them
         labels = None
-        yield f"labels are not used: {error}"
+        yield f"labels are not used: {str(error).removeprefix(f'{samples.name}: ')}"
     if "is" in names and labels is not None and len(samples) > protocol.inception_split_size:
         mixed = label_mixing(labels, protocol.inception_split_size)
         if mixed < WELL_MIXED:
@@ -139,6 +151,45 @@ def _warnings(
         yield "samples are stored with loss (JPEG or the like), which moves every metric; store PNG or npz"
     if digest is not None and digest == reference.identity.get("data_sha256"):
         yield "samples are the very images that the reference is of: numbers are those of perfect copies"
+    width = feature_width(reference, features)
+    if width is not None and "fid" in names:
+        yield from warnings_of_few(len(samples), reference.num_images, width, features.name)
+
+
+def feature_width(reference: Reference, features: Features) -> int | None:
+    """Pooled features an image, where that is known before the network runs."""
+    if reference.file is not None and "mu" in reference.file:
+        return int(np.prod(reference.file.headers["mu"][0], dtype=object))
+    return UNSTATED_FEATURES.get(features.name, {}).get("mu")
+
+
+def warnings_of_few(num_samples: int, num_reference: int | None, width: int, features: str) -> Iterator[str]:
+    """Where either side has no more images than pooled features, so that its covariance has no full rank."""
+    few = [
+        f"{number} {side}"
+        for number, side in ((num_samples, "samples"), (num_reference, "reference images"))
+        if number is not None and number <= width
+    ]
+    if few:
+        fid, kid = (of_features(QUANTITIES[name], features).label for name in ("fid", "kid"))
+        yield (
+            f"{' and '.join(few)} for {width} features leave a covariance without full rank: {fid} of so few images "
+            f"depends on their number more than on the images; compare it at equal numbers only, or read {kid}, which "
+            "has no such bias"
+        )
+
+
+def warnings_of_repeats(hashes: PixelHashes) -> Iterator[str]:
+    """Of samples that have all passed: whether an appreciable share of them equals an earlier one, by their pixels."""
+    num, different = len(hashes), len(np.unique(hashes))
+    if num > 1 and different == 1:
+        yield f"all {num} samples are one and the same image; look at how they were made"
+    elif num - different >= MANY_REPEATS * num and different < num:
+        yield (
+            f"{num - different} of {num} samples ({100 * (num - different) / num:.3g} %) are pixel for pixel an "
+            f"earlier one, so numbers are of {different} images and do not compare with those of {num}; look at the "
+            "seeds that they were made from"
+        )
 
 
 def is_sorted(labels: Labels) -> bool:

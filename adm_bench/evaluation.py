@@ -1,6 +1,6 @@
 """Evaluation: samples against a reference, through one feature network, under one named protocol."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from adm_bench import progress, registry
-from adm_bench.checks import check_samples, require_labels
+from adm_bench.checks import check_samples, feature_width, require_labels, warnings_of_few, warnings_of_repeats
 from adm_bench.errors import InputError, bad_input
 from adm_bench.extraction import Extraction
-from adm_bench.images.dataset import ImageSet, Labels
+from adm_bench.images.dataset import ImageSet, Labels, PixelHashes
 from adm_bench.references import Reference
 from adm_bench.weights_store import find_weights, published
 from metrics.comparison import Comparison
@@ -135,8 +135,7 @@ def evaluate(
     features = extraction.features
     checks = check_samples(samples, reference, metrics, features)
     if extraction.ranks.is_first:
-        for warning in checks.warnings:
-            progress.say(f"warning: {samples.name}: {warning}")
+        _say(samples, checks.warnings)
     needs = frozenset[str]().union(*(metric.needs for metric in metrics))
     labels = require_labels(samples, reference) if per_class else None
     if per_class:
@@ -144,9 +143,14 @@ def evaluate(
     known = reference.measure(extraction, needs)
     if with_intervals:
         needs |= {"pool_rows"}
-    measured = extraction.measure(samples, needs, f"evaluate {Path(samples.name).name}")
+    hashes: list[PixelHashes] = []
+    measured = extraction.measure(samples, needs, f"evaluate {Path(samples.name).name}", hashes)
     if not extraction.ranks.is_first:
         return None
+    late = list(warnings_of_repeats(np.concatenate(hashes)))
+    if feature_width(reference, features) is None and "fid" in {metric.name for metric in metrics}:
+        late += warnings_of_few(len(samples), reference.num_images, measured.pool.mean.size, features.name)
+    told = [*checks.warnings, *_say(samples, late)]
     protocol = with_pr_precision(features.protocol, pr_precision)
     comparison = Comparison(samples=measured, reference=known, protocol=protocol)
     values, intervals = {}, {}
@@ -168,9 +172,16 @@ def evaluate(
         num_reference_images=reference.num_images,
         num_reference_rows=len(known.pool_rows),
         samples_sha256=checks.digest,
-        warnings=checks.warnings,
+        warnings=tuple(told),
         classes=() if labels is None else _by_class(comparison, *labels, f"{samples.name} against {reference.path}"),
     )
+
+
+def _say(samples: ImageSet, warnings: Iterable[str]) -> list[str]:
+    said = list(warnings)
+    for warning in said:
+        progress.say(f"warning: {samples.name}: {warning}")
+    return said
 
 
 def _by_class(comparison: Comparison, ours: Labels, theirs: Labels, title: str) -> tuple[ClassDistance, ...]:

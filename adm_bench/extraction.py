@@ -7,6 +7,7 @@ So the numbers are the same, to the last bit on one kind of device, for one proc
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,15 +21,18 @@ from torch import Tensor
 from adm_bench import progress
 from adm_bench.errors import bad_input
 from adm_bench.files import atomic_path, fingerprint
-from adm_bench.images.dataset import Images, ImageSet, images_at_a_time
+from adm_bench.images.ahead import one_ahead
+from adm_bench.images.dataset import Images, ImageSet, PixelHashes, images_at_a_time, pixel_hashes
+from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import UnknownDigestError
-from adm_bench.ranks import Ranks
+from adm_bench.ranks import Part, Ranks
 from metrics.protocol import Features
 from metrics.rows import MemoryBudget
-from metrics.statistics import FeatureBatch, FeatureSet
+from metrics.statistics import FeatureBatch, FeatureSet, NotFiniteError
 
 LAYERS = ("pool", "spatial", "logits")
-PART_IMAGES = 1000
+HASHES = "pixel_hashes"
+PART_IMAGES = 250
 BATCH_SIZE = 50
 """Divides a part, so that every image has the same companions in a batch, always."""
 
@@ -57,6 +61,17 @@ class Reader:
             yield joined[:count]
 
 
+@contextmanager
+def naming_images(images: ImageSet) -> Iterator[None]:
+    """Name the image whose features are not finite, where the set has names."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if not isinstance(images, EncodedImages):
+            raise
+        raise ValueError(error.of(f"{images.where(error.index)} (image {error.index}, counted from 0)")) from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
     """Features of one set of images through one network: a safetensors file a part, each written atomically."""
@@ -77,7 +92,7 @@ class FeatureCache:
         }
         return cls(folder=root / fingerprint(what)[:32], about={"name": images.name, **what})
 
-    def read(self, part: int) -> FeatureBatch | None:
+    def read(self, part: int) -> Part | None:
         """A part's features, or None where there are none, or damaged ones, which are then made again."""
         try:
             with safe_open(self._path(part), framework="pt") as file:
@@ -85,14 +100,16 @@ class FeatureCache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, SafetensorError):
             return None
-        if stated is None or stated != tensors_sha256(tensors):
+        if stated is None or stated != tensors_sha256(tensors) or HASHES not in tensors:
             return None
-        return FeatureBatch(**{layer: tensors.get(layer) for layer in LAYERS})  # type: ignore[arg-type]
+        batch = FeatureBatch(**{layer: tensors.get(layer) for layer in LAYERS})  # type: ignore[arg-type]
+        return Part(features=batch, pixel_hashes=tensors[HASHES].numpy().view(np.uint64))
 
-    def write(self, part: int, batch: FeatureBatch) -> None:
+    def write(self, part: int, made: Part) -> None:
         """Keep a part's features, if the disk allows; what cannot be kept is only slower next time."""
-        layers = {layer: getattr(batch, layer) for layer in LAYERS}
+        layers = {layer: getattr(made.features, layer) for layer in LAYERS}
         tensors = {layer: rows.contiguous() for layer, rows in layers.items() if rows is not None}
+        tensors[HASHES] = torch.from_numpy(made.pixel_hashes.view(np.int64))
         stated = {"about": json.dumps(self.about), "tensors_sha256": tensors_sha256(tensors)}
         try:
             with atomic_path(self._path(part)) as temporary:
@@ -127,18 +144,21 @@ class Extraction:
     budget: MemoryBudget = field(default_factory=MemoryBudget)
     ranks: Ranks = field(default_factory=Ranks)
 
-    def measure(self, images: ImageSet, needs: frozenset[str], title: str) -> FeatureSet:
+    def measure(
+        self, images: ImageSet, needs: frozenset[str], title: str, hashes: list[PixelHashes] | None = None
+    ) -> FeatureSet:
         """Everything that `needs` names, of every image; on other processes than the first, an empty set.
 
-        InputError for features that are not finite.
+        `hashes`, where given, gets those of all images, in order. InputError for features that are not finite, and
+        for images that the network does not take.
         """
         try:
-            return self._measure(images, needs, title)
+            return self._measure(images, needs, title, [] if hashes is None else hashes)
         except Exception as error:
             self.ranks.fail(error)
             raise
 
-    def _measure(self, images: ImageSet, needs: frozenset[str], title: str) -> FeatureSet:
+    def _measure(self, images: ImageSet, needs: frozenset[str], title: str, hashes: list[PixelHashes]) -> FeatureSet:
         cache = self._cache(images)
         measured = FeatureSet(needs=needs, device=self.features.device, budget=self.budget)
         reader = Reader(images)
@@ -146,11 +166,12 @@ class Extraction:
         with progress.stage(title, len(images), "images") as advance:
             for first in range(0, num_parts, self.ranks.size):
                 mine = first + self.ranks.rank
-                batch = self._part(reader, mine, cache) if mine < num_parts else None
-                for each in self.ranks.collect(batch):
-                    with bad_input(title):
-                        measured.update(each)
-                    advance(len(each.pool))
+                made = self._part(reader, mine, cache) if mine < num_parts else None
+                for each in self.ranks.collect(made):
+                    with bad_input(title), naming_images(images):
+                        measured.update(each.features)
+                    hashes.append(each.pixel_hashes)
+                    advance(len(each.pixel_hashes))
         return measured
 
     def _cache(self, images: ImageSet) -> FeatureCache | None:
@@ -166,16 +187,20 @@ class Extraction:
             )
             return None
 
-    def _part(self, reader: Reader, part: int, cache: FeatureCache | None) -> FeatureBatch:
+    def _part(self, reader: Reader, part: int, cache: FeatureCache | None) -> Part:
         kept = None if cache is None else cache.read(part)
         if kept is not None:
             return kept
         start = part * PART_IMAGES
         stop = min(start + PART_IMAGES, len(reader.images))
-        made = [self.features(torch.from_numpy(images)) for images in reader.read(start, stop)]
-        layers = {layer: [getattr(batch, layer) for batch in made] for layer in LAYERS}
+        batches, hashes = [], []
+        for images, some in one_ahead((images, pixel_hashes(images)) for images in reader.read(start, stop)):
+            with bad_input(reader.images.name):
+                batches.append(self.features(torch.from_numpy(images)))
+            hashes.append(some)
+        layers = {layer: [getattr(batch, layer) for batch in batches] for layer in LAYERS}
         joined = {layer: None if rows[0] is None else torch.cat(rows).cpu() for layer, rows in layers.items()}
-        batch = FeatureBatch(**joined)  # type: ignore[arg-type]
+        made = Part(features=FeatureBatch(**joined), pixel_hashes=np.concatenate(hashes))  # type: ignore[arg-type]
         if cache is not None and all(bool(rows.isfinite().all()) for rows in joined.values() if rows is not None):
-            cache.write(part, batch)
-        return batch
+            cache.write(part, made)
+        return made

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import click
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from adm_bench.errors import AlreadySaidError, InputError, explain
+from adm_bench.images.dataset import PixelHashes
 from metrics.statistics import FeatureBatch
 
 PATIENCE = timedelta(minutes=30)
@@ -23,6 +25,15 @@ PATIENCE = timedelta(minutes=30)
 CPU = torch.device("cpu")
 FAILED = -1
 ABSENT = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one process has made of a run of images."""
+
+    features: FeatureBatch
+    pixel_hashes: PixelHashes
+    """Of the images, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +110,8 @@ class Ranks:
         dist.all_gather(list(joined.chunk(self.size)), mine)
         return joined
 
-    def collect(self, mine: FeatureBatch | None) -> Iterator[FeatureBatch]:
-        """On the first process, every process's batch in the order of ranks; on others, nothing.
+    def collect(self, mine: Part | None) -> Iterator[Part]:
+        """On the first process, every process's part in the order of ranks; on others, nothing.
 
         `mine` is None where there is nothing left to do. InputError where another process has failed, with its message.
         """
@@ -223,16 +234,20 @@ def _say(line: str, *, rank: int) -> None:
     click.echo(f"Error: rank {rank}: {line}" if rank else f"Error: {line}", err=True)
 
 
-def _send(batch: FeatureBatch | None) -> None:
-    layers = [] if batch is None else [batch.pool, batch.spatial, batch.logits]
-    widths = [0 if rows is None else rows.shape[1] for rows in layers] or [0, 0, 0]
-    dist.send(torch.tensor([0 if batch is None else len(batch.pool), *widths]), dst=0)
+def _send(part: Part | None) -> None:
+    if part is None:
+        dist.send(torch.tensor([ABSENT, 0, 0, 0]), dst=0)
+        return
+    layers = [part.features.pool, part.features.spatial, part.features.logits]
+    widths = [0 if rows is None else rows.shape[1] for rows in layers]
+    dist.send(torch.tensor([len(part.features.pool), *widths]), dst=0)
     for rows in layers:
         if rows is not None:
             dist.send(rows.cpu().contiguous(), dst=0)
+    dist.send(torch.from_numpy(part.pixel_hashes.view(np.int64)), dst=0)
 
 
-def _receive(other: int) -> FeatureBatch | None:
+def _receive(other: int) -> Part | None:
     try:
         return _received(other)
     except RuntimeError as error:  # gloo's, when a connection breaks or nobody answers
@@ -240,7 +255,7 @@ def _receive(other: int) -> FeatureBatch | None:
         raise InputError(f"rank {other} has ended without a word; its own output may say why ({reason})") from error
 
 
-def _received(other: int) -> FeatureBatch | None:
+def _received(other: int) -> Part | None:
     header = torch.empty(4, dtype=torch.int64)
     dist.recv(header, src=other)
     count, *widths = header.tolist()
@@ -258,4 +273,7 @@ def _received(other: int) -> FeatureBatch | None:
         layers.append(rows)
     pool, spatial, logits = layers
     assert pool is not None  # every network has one
-    return FeatureBatch(pool=pool, spatial=spatial, logits=logits)
+    hashes = torch.empty(count, dtype=torch.int64)
+    dist.recv(hashes, src=other)
+    features = FeatureBatch(pool=pool, spatial=spatial, logits=logits)
+    return Part(features=features, pixel_hashes=hashes.numpy().view(np.uint64))

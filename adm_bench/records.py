@@ -12,7 +12,7 @@ from adm_bench.provenance import provenance
 from adm_bench.references import Reference
 from generators.configuration import to_mapping
 from metrics.protocol import Metric
-from reports.records import Record, to_json_line
+from reports.records import METRIC_SETTINGS, Record, to_json_line
 
 UNITS = {"sampling_images_per_sec": "images/sec", "training_images_per_sec": "images/sec", "training_sec": "sec"}
 
@@ -108,11 +108,19 @@ def _record(
         precision=evaluation.protocol.arithmetic_of(quantity) if evaluation else circumstances.precision,
         device=circumstances.device,
         world_size=circumstances.world_size,
-        settings=dict(circumstances.settings),
+        settings={**circumstances.settings, **_of_metric(quantity, evaluation)},
         inputs=dict(circumstances.inputs),
         provenance=provenance(),
         interval=to_mapping(evaluation.intervals[quantity]) if evaluation and quantity in evaluation.intervals else {},
     )
+
+
+def _of_metric(quantity: str, evaluation: Evaluation | None) -> dict[str, Any]:
+    """The protocol's choices behind a metric, under one name."""
+    if evaluation is None:
+        return {}
+    choices = evaluation.protocol.settings_of(quantity)
+    return {METRIC_SETTINGS: choices} if choices else {}
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from adm_bench import progress
 from adm_bench.errors import InputError, bad_input
+from adm_bench.extraction import naming_images
 from adm_bench.files import (
     LOCK_FILE,
     PARTIAL_SUFFIX,
@@ -146,7 +147,7 @@ class _Building:
             progress.stage("reference", len(self.images), "images", done=done) as advance,
         ):
             for batch in self.images.batches(BATCH_SIZE, done):
-                with bad_input(self.images.name):
+                with bad_input(self.images.name), naming_images(self.images):
                     measured.update(self.features(torch.from_numpy(batch)))
                 first, last = np.searchsorted(self.chosen, [done, done + len(batch)])
                 for image in batch[self.chosen[first:last] - done]:

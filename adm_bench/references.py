@@ -53,8 +53,8 @@ class Reference:
         if path.suffix in PICKLES and path.is_file():
             raise InputError(why_not_pickles(path))
         if path.suffix != ".npz" or path.is_dir():
-            found = open_image_set(path, size=size, convert=convert, skip_bad=skip_bad)
-            return cls(path=path, file=None, images=found, identity={})
+            plain = open_image_set(path, size=size, convert=convert, skip_bad=skip_bad)
+            return cls(path=path, file=None, images=plain, identity={})
         file = NpzFile(path)
         if IMAGES_KEY not in file and not {"mu", "sigma"} <= file.headers.keys():
             held = ", ".join(sorted(file.headers)) or "nothing"
@@ -63,13 +63,29 @@ class Reference:
             )
         images = NpzImages(path, [file], size) if IMAGES_KEY in file else None
         has_statistics = any(name in file for names in STATISTICS.values() for name in names)
-        return cls(path=path, file=file if has_statistics else None, images=images, identity=read_identity(file))
+        found = cls(path=path, file=file if has_statistics else None, images=images, identity=read_identity(file))
+        if has_statistics and size is not None:
+            stored = None if IMAGES_KEY not in file else file.image_shape()[1:]
+            found._require_statistics_of(size, stored)
+        return found
+
+    def _require_statistics_of(self, size: int, stored: tuple[int, int] | None) -> None:
+        """InputError where the statistics are known to be of images of another size, which no crop can change."""
+        measured = self._stated_shape or stored
+        if measured not in (None, (size, size)):
+            raise InputError(
+                f"{self.path}: its statistics are of {measured[0]} x {measured[1]} images, which --size {size} cannot "
+                "crop; leave --size away, or take another reference"
+            )
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
         """(H, W) of the images that it is of; None where it does not say."""
-        if self.images is not None:
-            return self.images.image_shape
+        return self._stated_shape if self.images is None else self.images.image_shape
+
+    @property
+    def _stated_shape(self) -> tuple[int, int] | None:
+        """(H, W) that its identity states."""
         stated = self.identity.get("image_size")
         if stated is None:
             return None

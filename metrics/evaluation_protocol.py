@@ -4,6 +4,18 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 PrPrecision = Literal["fp16", "fp32"]
+_CHOICES = {
+    "is": ("inception_split_size",),
+    "is_shuffled": ("inception_split_size", "seed"),
+    "precision": ("neighbours",),
+    "recall": ("neighbours",),
+    "f_score": ("neighbours",),
+    "density": ("density_neighbours",),
+    "coverage": ("density_neighbours",),
+    "kid_subsets": ("kid_subsets", "kid_subset_size", "seed"),
+    "fid_infinity": ("seed",),
+}
+"""By metric, the fields of a protocol that decide its number."""
 OF_PR_PRECISION = frozenset({"precision", "recall", "f_score"})
 """The metrics whose arithmetic a protocol chooses."""
 
@@ -43,6 +55,10 @@ class EvaluationProtocol:
                 f"pr_precision of evaluation protocol {self.name!r} is {self.pr_precision!r}; "
                 f"it is one of {', '.join(get_args(PrPrecision))}"
             )
+
+    def settings_of(self, metric: str) -> dict[str, int]:
+        """The choices behind a metric, by its name, beyond its arithmetic; empty where it has none."""
+        return {name: getattr(self, name) for name in _CHOICES.get(metric, ())}
 
     def arithmetic_of(self, metric: str) -> PrPrecision:
         """In which arithmetic a metric, by its name, comes from the float32 features."""

@@ -135,7 +135,7 @@ class KernelMetric:
 KID = KernelMetric(
     name="kid",
     label="KID",
-    description="kernel distance between pooled features, without bias (Bińkowski et al. 2018)",
+    description="kernel distance between pooled features, without bias, and not times 1,000 (Bińkowski et al. 2018)",
     over="all",
     min_images=2,
 )

@@ -81,13 +81,13 @@ class DensityMetric:
 PRECISION = ManifoldMetric(
     name="precision",
     label="Precision",
-    description="share of samples among the reference images (Kynkäänniemi et al. 2019)",
+    description="share of samples among the reference images, k = 3 (Kynkäänniemi et al. 2019)",
     manifold_of="reference",
 )
 RECALL = ManifoldMetric(
     name="recall",
     label="Recall",
-    description="share of reference images among the samples (Kynkäänniemi et al. 2019)",
+    description="share of reference images among the samples, k = 3 (Kynkäänniemi et al. 2019)",
     manifold_of="samples",
 )
 F_SCORE = FScore(
@@ -98,12 +98,12 @@ F_SCORE = FScore(
 DENSITY = DensityMetric(
     name="density",
     label="Density",
-    description="how many reference images' neighbourhoods a sample lies in, over k (Naeem et al. 2020)",
+    description="how many reference images' neighbourhoods a sample lies in, over k = 5 (Naeem et al. 2020)",
     counts="balls at samples",
 )
 COVERAGE = DensityMetric(
     name="coverage",
     label="Coverage",
-    description="share of reference images with a sample in their neighbourhood (Naeem et al. 2020)",
+    description="share of reference images with a sample in their neighbourhood, k = 5 (Naeem et al. 2020)",
     counts="balls with samples",
 )

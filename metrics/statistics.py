@@ -42,6 +42,22 @@ class FeatureBatch:
                 )
 
 
+class NotFiniteError(ValueError):
+    """The features of an image, `index` in its set, counted from 0, are not finite."""
+
+    def __init__(self, index: int, layer: str) -> None:
+        self.index = index
+        self.layer = layer
+        super().__init__(self.of(f"image {index}, counted from 0,"))
+
+    def of(self, image: str) -> str:
+        """The message, with a name for the image."""
+        return (
+            f"{image} is the first whose {self.layer} features are not finite; check the image and the weights of the "
+            "feature network"
+        )
+
+
 @dataclass(kw_only=True, eq=False)
 class Moments:
     """Count, mean [D] and scatter [D, D] of rows, in float64.
@@ -178,7 +194,7 @@ class FeatureSet:
         return self._logit_rows.array() if len(self._logit_rows) else None
 
     def update(self, batch: FeatureBatch) -> None:
-        """Add a batch; a feature that is not finite is a ValueError that names the image, counted from 0."""
+        """Add a batch; a feature that is not finite is a NotFiniteError that names the image."""
         layers = {"pool": batch.pool, "spatial": batch.spatial, "logits": batch.logits}
         rows = {layer: values.detach().cpu().numpy() for layer, values in layers.items() if values is not None}
         for layer, values in rows.items():
@@ -222,10 +238,7 @@ class FeatureSet:
 def _require_finite(rows: FloatRows, layer: str, first: int) -> None:
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
-        raise ValueError(
-            f"image {first + int(bad.argmax())}, counted from 0, is the first "
-            f"whose {layer} features are not finite; check the image and the weights of the feature network"
-        )
+        raise NotFiniteError(first + int(bad.argmax()), layer)
 
 
 def _accumulated(moments: Moments | None, rows: FloatRows) -> Moments:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import pandas as pd
 
 from reports.quantities import quantity_of
-from reports.records import Record
+from reports.records import METRIC_SETTINGS, Record
 
 SEPARATOR = " · "
 SHA256_SHOWN = 12
@@ -84,9 +84,17 @@ def settings_texts(settings: Mapping[str, object]) -> list[str]:
     return [f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in settings.items() if value is not None]
 
 
+def generators_own(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings without what the protocol chose for the metric."""
+    return {name: value for name, value in settings.items() if name != METRIC_SETTINGS}
+
+
 def _stated(record: Record) -> Iterator[tuple[str, str]]:
-    for text in settings_texts(record.settings):
+    for text in settings_texts(generators_own(record.settings)):
         yield "settings", text
+    choices = record.settings.get(METRIC_SETTINGS)
+    if isinstance(choices, Mapping):
+        yield "choices", f"{quantity_of(record).label}: {', '.join(settings_texts(choices))}"
     if record.protocol is not None:
         version = "" if record.protocol_version is None else f" v{record.protocol_version}"
         yield "protocol", f"{record.protocol}{version}"

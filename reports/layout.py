@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.circumstances import SEPARATOR, Circumstances, circumstances, settings_texts, shared_and_varying
+from reports.circumstances import (
+    SEPARATOR,
+    Circumstances,
+    circumstances,
+    generators_own,
+    settings_texts,
+    shared_and_varying,
+)
 from reports.quantities import Quantity, quantity_of
 from reports.records import Record
 from reports.summary import headline
@@ -106,7 +113,7 @@ def settings_by_generator(records: Iterable[Record]) -> dict[str, str]:
     settings: dict[str, str] = {}
     of_all = (record for record in records if record.image_class is None)
     for record in sorted(of_all, key=lambda record: quantity_of(record).room != "quality"):
-        settings.setdefault(record.generator, SEPARATOR.join(settings_texts(record.settings)))
+        settings.setdefault(record.generator, SEPARATOR.join(settings_texts(generators_own(record.settings))))
     return settings
 
 

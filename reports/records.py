@@ -12,6 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 SCHEMA_VERSION = 1
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
 NOT_IN_OLDER_FILES = ("interval", "image_class")
+METRIC_SETTINGS = "metric"
+"""The name in `Record.settings` under which the protocol's choices behind the number stand, as a mapping."""
 REFERENCE_INPUT = "reference"
 """The name in `Record.inputs` under which the reference set's sha256 stands."""
 

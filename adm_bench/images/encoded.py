@@ -57,7 +57,9 @@ class EncodedImages:
         if skip_bad:
             self._leave_out(skip_bad)
         self._digest: str | None = None
-        first = self._header(0)
+        self._short_sides = np.zeros(len(self._kept), np.int32)
+        """Of the images before they are cropped, as headers declare; 0 where none was read yet."""
+        first = self._checked_header(0, self._content(0))
         self.image_shape = (preparation.size,) * 2 if preparation.size else (first.height, first.width)
         self.lossy = first.lossy or any(map(_has_lossy_name, store.names))
 
@@ -118,8 +120,8 @@ class EncodedImages:
     def digest(self) -> str:
         """See `ImageSet`: of names, labels, bytes and preparation, the same for a folder and a zip of it.
 
-        Reads everything unless a whole pass was made. Where images are taken as they are, what their headers
-        declare is checked too: InputError for another size, or what is not RGB.
+        Reads everything unless a whole pass was made. What their headers declare is checked too: InputError for what
+        is not RGB, and where images are taken as they are for another size.
         """
         if self._digest is None:
             total = self._new_digest()
@@ -129,6 +131,14 @@ class EncodedImages:
                     advance(1)
             self._digest = total.hexdigest()
         return self._digest
+
+    def enlarged_from(self) -> int | None:
+        """The shortest side in pixels that the crop enlarges, None where it enlarges nothing; reads as `digest`."""
+        if self.how.size is None:
+            return None
+        self.digest()
+        shortest = int(self._short_sides.min())
+        return shortest if shortest < self.how.size else None
 
     def fingerprint(self) -> str:
         """See `ImageSet`."""
@@ -154,28 +164,31 @@ class EncodedImages:
         with bad_input(self.where(index)):
             return self.store.read(int(self._kept[index]))
 
-    def _header(self, index: int) -> Header:
-        content = self._content(index)
+    def _checked_header(self, index: int, content: bytes) -> Header:
         with bad_input(self.where(index)):
             header = read_header(content)
             require_taken(header, self.how)
+        self._note(index, header)
         return header
+
+    def _note(self, index: int, header: Header) -> None:
+        self._short_sides[index] = min(header.height, header.width)
 
     def _load(self, index: int) -> tuple[Images, bytes]:
         """Pixels (3, H, W) and the entry in the digest of one image."""
         content = self._content(index)
         with bad_input(self.where(index)):
             pixels = decode(content, self.how)
+            if self.how.size is not None and not self._short_sides[index]:
+                self._note(index, read_header(content))
         self._require_shape(index, pixels.shape[0], pixels.shape[1])
         return pixels.transpose(2, 0, 1), self._entry(index, content)
 
     def _check(self, index: int) -> bytes:
-        """The entry in the digest of one image, whose header is checked where images are taken as they are."""
+        """The entry in the digest of one image, whose header is checked."""
         content = self._content(index)
+        header = self._checked_header(index, content)
         if self.how.size is None:
-            with bad_input(self.where(index)):
-                header = read_header(content)
-                require_taken(header, self.how)
             self._require_shape(index, header.height, header.width)
         return self._entry(index, content)
 

@@ -41,6 +41,7 @@ class NpzImages:
         # a crop of squares to the size that they have changes nothing
         self.size = None if size is None or stored == (size, size) else size
         self.image_shape: tuple[int, int] = stored if self.size is None else (self.size, self.size)
+        self._stored_shape = stored
         self.lossy = any(bool(read_identity(file).get("lossy")) for file in self.files)
 
     @cached_property
@@ -59,6 +60,11 @@ class NpzImages:
     def preparation(self) -> dict[str, Any]:
         """See `ImageSet`."""
         return Preparation(size=self.size).describe()
+
+    def enlarged_from(self) -> int | None:
+        """The shorter side in pixels that the crop enlarges; None where it enlarges nothing."""
+        shorter = min(self._stored_shape)
+        return shorter if self.size is not None and shorter < self.size else None
 
     def __len__(self) -> int:
         """Number of images."""

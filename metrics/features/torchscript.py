@@ -26,8 +26,10 @@ class TorchScriptFeatures:
     weights_name = None
     layers = frozenset(("pool",))
 
-    def __init__(self, module: torch.jit.ScriptModule, *, digest: str, device: torch.device) -> None:
+    def __init__(self, module: torch.jit.ScriptModule, *, path: Path, digest: str, device: torch.device) -> None:
         self.module = module
+        self.path = path
+        self._width: int | None = None
         self.digest = digest
         self.device = device
         known = {argument.name for argument in module.forward.schema.arguments}  # type: ignore[attr-defined]
@@ -46,7 +48,7 @@ class TorchScriptFeatures:
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{weights}: no TorchScript file ({reason}); save the module by torch.jit.save") from error
-        return cls(module, digest=sha256(Path(weights).read_bytes()).hexdigest(), device=device)
+        return cls(module, path=Path(weights), digest=sha256(Path(weights).read_bytes()).hexdigest(), device=device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> FeatureBatch:
@@ -58,8 +60,13 @@ class TorchScriptFeatures:
                 rows = self.module(images.to(self.device), **self._options)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1]
-                raise ValueError(f"the TorchScript module fails on uint8 {tuple(images.shape)}: {reason}") from error
-        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images) or not rows.is_floating_point():
+                raise ValueError(f"{self.path}: fails on images uint8 {tuple(images.shape)}: {reason}") from error
+        expected = (len(images), self._width or (rows.shape[-1] if isinstance(rows, Tensor) and rows.ndim else 0))
+        if not isinstance(rows, Tensor) or rows.shape != expected or not rows.is_floating_point() or not rows.numel():
             found = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-            raise ValueError(f"the TorchScript module gives {found}; expected floats [{len(images)}, features]")
+            raise ValueError(
+                f"{self.path}: gives {found} for {len(images)} images; expected floats [{len(images)}, "
+                f"{self._width or 'features'}]: let the module's forward return that"
+            )
+        self._width = rows.shape[1]
         return FeatureBatch(pool=rows.float(), spatial=None, logits=None)

@@ -57,7 +57,9 @@ def test_what_is_no_such_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="need a file"):
         TorchScriptFeatures.load(CPU)
     features = TorchScriptFeatures.load(CPU, saved(Map(), tmp_path / "map.pt"))
-    with pytest.raises(ValueError, match=r"gives torch.float32 \(3, 3, 8, 8\); expected floats \[3, features\]"):
+    with pytest.raises(
+        ValueError, match=r"map.pt: gives torch.float32 \(3, 3, 8, 8\) for 3 images; .* \[3, features\]"
+    ):
         features(IMAGES)
     with pytest.raises(ValueError, match=r"expected torch.uint8 \[B, 3, H, W\]"):
         features(IMAGES.float())
