@@ -1,7 +1,6 @@
 """What a training run writes down as it goes: JSON lines, and events for TensorBoard."""
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -46,7 +45,8 @@ class TrainingLog:
         self._keep_before(path, start)
         self._file = path.open("a")
         (folder / EVENTS_FOLDER).mkdir(exist_ok=True)
-        self._events = EventsWriter(str(folder / EVENTS_FOLDER / "events"), f".{os.getpid()}")
+        # The package names files by the second alone, and would write over an earlier start's of the same second.
+        self._events = EventsWriter(str(folder / EVENTS_FOLDER / "events"), f".{time.time_ns()}")
         # TensorBoard drops what earlier files say of this step and later ones.
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._events.write_event(event_pb2.Event(wall_time=time.time(), step=start, session_log=session))

@@ -23,8 +23,7 @@ def test_benchmarks_of_networks_run() -> None:
     ("arguments", "expected"),
     [
         (
-            ("train_on_gpu.py --device cpu --presets digits8 --precisions fp32 --no-compile --largest-batch 4 "
-             "--repeats 1"),
+            "train_on_gpu.py --device cpu --presets digits8 --precisions fp32 --no-compile --largest 4 --repeats 1",
             [r"peak of a matrix product in fp32: [\d.e-]+ TFLOP/s", r"naive +batch +2 .* images/s .*% of peak",
              r"optimised +batch +4 ", r"optimised over naive: \d"],
         ),
