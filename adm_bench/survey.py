@@ -83,6 +83,7 @@ def survey_store(store: Store) -> dict[str, Any]:
     labels = read_labels(store)[1]
     kept = None if labels is None else labels[readable]
     number = len(readable)
+    unnamed = store.unnamed()
     options = {
         "--size SIDE": len(counters["sizes"]) > 1,
         "--convert": bool(counters["modes"].keys() - {"RGB"}),
@@ -98,6 +99,7 @@ def survey_store(store: Store) -> dict[str, Any]:
         "stored_with_loss": lossy,
         "unreadable": _few(bad),
         "never_taken": _few(refused),
+        "left_out_by_name": {"number": len(unnamed), "first": [printable(name) for name in unnamed[:FEW]]},
         "duplicates": pixels.duplicates(lambda index: printable(store.names[readable[index]])),
         "labels": None if kept is None else describe_labels(kept),
         "serves": {

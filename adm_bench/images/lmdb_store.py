@@ -66,6 +66,10 @@ class LmdbStore:
         """See `Store`: LSUN has nothing but images."""
         return
 
+    def unnamed(self) -> list[str]:
+        """See `Store`: every key is an image's, whatever its name."""
+        return []
+
     def stamp(self) -> str:
         """See `Store`: the keys, and the number of the last change."""
         total = hashlib.sha256(str(self.environment.info()["last_txnid"]).encode())
