@@ -120,6 +120,9 @@ def _warnings(
     protocol = features.protocol
     names = {metric.name for metric in metrics}
     for side, images in (("samples", samples), ("reference images", reference.images)):
+        left_out = images.left_out() if isinstance(images, EncodedImages) else None
+        if left_out is not None:
+            yield f"{side}: {left_out}"
         shortest = images.enlarged_from() if isinstance(images, EncodedImages | NpzImages) else None
         if images is not None and shortest is not None:
             yield (

@@ -21,12 +21,15 @@ from adm_bench.references import Reference
 from metrics.comparison import Comparison
 from metrics.copies import nearest_distances
 from metrics.neighbours import nearest_neighbours
+from metrics.uncertainty import share_interval
 from reports.figures import png_bytes
 from reports.memorisation import DistanceCurves, NeighbourRow, distance_plot, neighbour_grid
 
 SMALLEST_TILE_PX = 64
 PICTURE_BUDGET_PX = 2**26
 READ_BATCH = 64
+WIDE_INTERVAL = 0.1
+"""Of the share of copies: what is known no closer comes with a warning."""
 ROWS = frozenset({"pool_rows"})
 
 
@@ -138,6 +141,12 @@ def show_memorisation(training: Reference, samples: ImageSet, extraction: Extrac
             compared=lambda num_pairs: advance(num_pairs / num_training),
         )
         distances = nearest_distances(comparison)
+    share = share_interval(distances.of_samples <= distances.copies_up_to)
+    if share.high - share.low > WIDE_INTERVAL:
+        progress.say(
+            f"warning: {samples.name}: {len(samples)} samples are few: the share of copies is known no closer than "
+            f"{100 * share.low:.3g} to {100 * share.high:.3g} % (95 %), and the curves as coarsely; take more"
+        )
     curves = DistanceCurves(
         of_samples=distances.of_samples,
         of_training=distances.of_reference,

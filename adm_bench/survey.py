@@ -108,6 +108,7 @@ def survey_store(store: Store, size: int | None = None, labels: LabelSource = "a
             counters["formats"][header.format] += 1
             lossy += header.lossy
     number = len(readable)
+    unnamed = store.unnamed()
     options = {
         "--size SIDE": len(sizes.counter) > 1,
         "--convert": bool(counters["modes"].keys() - {"RGB"}),
@@ -127,6 +128,7 @@ def survey_store(store: Store, size: int | None = None, labels: LabelSource = "a
         "stored_with_loss": lossy,
         "unreadable": _few(bad),
         "never_taken": _few(refused),
+        "left_out_by_name": {"number": len(unnamed), "first": [printable(name) for name in unnamed[:FEW]]},
         "duplicates": pixels.duplicates(lambda index: printable(store.names[readable[index]])),
         "labels": _labels_of(store, readable, labels),
         "serves": {**served, "with_options": needed},

@@ -81,7 +81,11 @@ def by_value(values: Mapping[str, Value]) -> list[tuple[str, Value]]:
 
 def settings_texts(settings: Mapping[str, object]) -> list[str]:
     """Write settings in their own order, `sampling steps 25`, without those that are None."""
-    return [f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in settings.items() if value is not None]
+    return [
+        f"{name.replace('_', ' ')} {value if name == 'seed' else _in_words(value)}"
+        for name, value in settings.items()
+        if value is not None
+    ]
 
 
 def generators_own(settings: Mapping[str, object]) -> dict[str, object]:

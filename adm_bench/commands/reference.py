@@ -67,6 +67,7 @@ def command(
     from adm_bench.errors import InputError
     from adm_bench.evaluation import load_features
     from adm_bench.files import check_new_file
+    from adm_bench.images.encoded import EncodedImages
     from adm_bench.images.sources import open_image_set
     from adm_bench.reference_building import write_reference
 
@@ -78,6 +79,9 @@ def command(
     images = open_image_set(data, size=size, convert=convert or size is not None, skip_bad=skip_bad)
     if images.lossy:
         progress.say(f"{data}: is stored with loss (JPEG or the like), which shows in every number against it")
+    left_out = images.left_out() if isinstance(images, EncodedImages) else None
+    if left_out is not None:
+        progress.say(f"warning: {data}: {left_out}")
     for name, reason in images.preparation.get("skipped", {}).items():
         progress.say(f"{data}/{name}: left out: {reason}")
     identity = write_reference(images, features, out, seed, split=split, overwrite=overwrite)

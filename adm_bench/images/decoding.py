@@ -15,6 +15,10 @@ SUFFIXES = {".png": False, ".jpg": True, ".jpeg": True, ".gif": False, ".bmp": F
 """File endings that are read, and whether they lose detail."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 """Whatever a file's name says, nothing else is tried: some of Pillow's other readers start programs."""
+FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+"""What files of images begin with, of those formats whose beginning is no text's."""
+NO_IMAGES = {".txt", ".json", ".csv", ".xml", ".npz", ".npy"}
+"""Endings of files that stand beside images and are not looked into."""
 LARGEST_IMAGE_PIXELS = 2**26
 """8192 x 8192. What a header declares is checked before memory is taken for it."""
 LARGEST_FILE_BYTES = 2**28
@@ -69,6 +73,17 @@ def has_image_name(name: str) -> bool:
     """Whether a "/"-separated name is that of an image, of which no part is hidden."""
     _, dot, suffix = name.rpartition(".")
     return dot + suffix.lower() in SUFFIXES and not any(map(is_hidden, name.split("/")))
+
+
+def may_be_image(name: str) -> bool:
+    """Whether a "/"-separated name, neither hidden nor an image's, leaves open what the file is."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() not in {*SUFFIXES, *NO_IMAGES} and not any(map(is_hidden, path.parts))
+
+
+def begins_as_image(content: bytes) -> bool:
+    """Whether the first 8 bytes, or more, are those of an image."""
+    return content.startswith(FIRST_BYTES)
 
 
 def is_hidden(part: str) -> bool:

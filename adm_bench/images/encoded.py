@@ -140,6 +140,16 @@ class EncodedImages:
         shortest = int(self._short_sides.min())
         return shortest if shortest < self.how.size else None
 
+    def left_out(self) -> str | None:
+        """In words, the files that begin as images do and are not taken, for their names; None where there are none."""
+        names = self.store.unnamed()
+        if not names:
+            return None
+        return (
+            f"{len(names)} files that begin as images do are left out, since their names do not end in "
+            f"{', '.join(SUFFIXES)} (such as {printable(names[0])}); rename them, or move them away"
+        )
+
     def fingerprint(self) -> str:
         """See `ImageSet`."""
         return fingerprint({"store": self.store.stamp(), "preparation": self.preparation})

@@ -74,6 +74,10 @@ class LmdbStore(Store):
         with self.environment.begin(buffers=True) as transaction:
             return np.array([len(content) for _, content in transaction.cursor()], np.int64)
 
+    def unnamed(self) -> list[str]:
+        """See `Store`: every key is an image's, whatever its name."""
+        return []
+
     def stamp(self) -> str:
         """See `Store`: the keys, and the number of the last change."""
         total = hashlib.sha256(str(self.environment.info()["last_txnid"]).encode())

@@ -7,6 +7,7 @@ import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adm_bench.errors import InputError
-from adm_bench.images.decoding import LARGEST_FILE_BYTES, SUFFIXES, UnreadableImageError, has_image_name, is_hidden
+from adm_bench.images.decoding import (
+    LARGEST_FILE_BYTES,
+    SUFFIXES,
+    UnreadableImageError,
+    begins_as_image,
+    has_image_name,
+    is_hidden,
+    may_be_image,
+)
 
 LABELS_FILE = "dataset.json"
 """Where EDM's and StyleGAN's data sets keep their labels."""
@@ -33,6 +42,8 @@ class Stated(NamedTuple):
     """One an image, unchecked; None where an image has none."""
 
 
+BEGINNING = 8
+"""Bytes that tell an image from other files."""
 UNIX_MODE_SHIFT = 16
 """Where zip programs on Unix keep a file's mode among a member's attributes."""
 
@@ -63,6 +74,9 @@ class Store(Protocol):
     def sizes(self) -> NDArray[np.int64]:
         """Of the encoded images, in bytes."""
 
+    def unnamed(self) -> list[str]:
+        """Names of files that begin as images do and end otherwise, so that they are not among `names`."""
+
     def stamp(self) -> str:
         """SHA-256 of what is known without reading images: names, sizes, and times or checksums."""
 
@@ -74,7 +88,8 @@ class FolderStore(Store):
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.names = sorted(_images_under(root), key=by_folder)
+        self._others: list[str] = []
+        self.names = sorted(_images_under(root, self._others), key=by_folder)
 
     def read(self, index: int) -> bytes:
         """See `Store`."""
@@ -110,6 +125,16 @@ class FolderStore(Store):
                 return np.array([size for sizes in found for size in sizes], np.int64)
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from error
+
+    def unnamed(self) -> list[str]:
+        """See `Store`; what cannot be read is passed over."""
+        found = []
+        for name in sorted(self._others, key=by_folder):
+            path = self.root / name
+            with suppress(OSError):
+                if path.is_file() and begins_as_image(_beginning(path)):
+                    found.append(name)
+        return found
 
     def stamp(self) -> str:
         """See `Store`."""
@@ -180,6 +205,18 @@ class ZipStore(Store):
         """See `Store`."""
         return np.array([member.file_size for member in self.members], np.int64)
 
+    def unnamed(self) -> list[str]:
+        """See `Store`; what cannot be read is passed over."""
+        found = []
+        for item in self.archive.infolist():
+            is_plain = item.compress_type in PLAIN_METHODS and not item.flag_bits & 1
+            if item.is_dir() or not is_plain or not may_be_image(item.filename):
+                continue
+            with suppress(Exception), self.lock, self.archive.open(item) as file:  # as of damaged members
+                if begins_as_image(file.read(BEGINNING)):
+                    found.append(item.filename)
+        return sorted(found, key=by_folder)
+
     def stamp(self) -> str:
         """See `Store`."""
         total = hashlib.sha256()
@@ -200,7 +237,14 @@ def require_bounded(num_bytes: int) -> None:
         raise UnreadableImageError(f"has {num_bytes} bytes; expected at most {LARGEST_FILE_BYTES}")
 
 
-def _images_under(root: Path) -> Iterator[str]:
+def _beginning(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return file.read(BEGINNING)
+
+
+def _images_under(root: Path, others_there: list[str]) -> Iterator[str]:
+    """Names of the images; those of files that may be some too, by another ending, are added to `others_there`."""
+
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); its images would be missing") from error
 
@@ -214,6 +258,8 @@ def _images_under(root: Path) -> Iterator[str]:
                 yield path[start:]
             elif not is_hidden(name):
                 others.append(name)
+                if may_be_image(name):
+                    others_there.append(path[start:])
         # Links to folders may go round in circles, and a broken one may have been a folder's.
         for linked in (path for path in (Path(folder, name) for name in others) if path.is_symlink()):
             if not linked.is_file():

@@ -165,6 +165,10 @@ class TarStore(Store):
         """See `Store`."""
         return self.places[:, 2]
 
+    def unnamed(self) -> list[str]:
+        """See `Store`: members that are no images by their endings are labels and texts of WebDataset's samples."""
+        return []
+
     def stamp(self) -> str:
         """See `Store`: names and sizes of the members, and times of the files."""
         total = hashlib.sha256()

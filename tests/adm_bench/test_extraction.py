@@ -19,6 +19,7 @@ from torch import Tensor
 from adm_bench import extraction
 from adm_bench.errors import InputError
 from adm_bench.extraction import BATCH_SIZE, PART_IMAGES, Extraction, Reader
+from adm_bench.images.dataset import pixel_hashes
 from metrics.features.digits import DigitsFeatures
 from metrics.rows import MemoryBudget
 from metrics.statistics import NEEDS, FeatureBatch, FeatureSet
@@ -198,11 +199,13 @@ extraction.PART_IMAGES, extraction.BATCH_SIZE = 40, 20
 with joined_ranks() as ranks:
     task = extraction.Extraction(features=DigitsFeatures.load(torch.device("cpu")), ranks=ranks)
     try:
-        measured = task.measure(Source(broken=int(sys.argv[3]) if len(sys.argv) > 3 else None), NEEDS, "test")
+        hashes = []
+        measured = task.measure(Source(broken=int(sys.argv[3]) if len(sys.argv) > 3 else None), NEEDS, "test", hashes)
     except InputError as error:
         sys.exit(f"rank {ranks.rank} ends: {error}")
     if ranks.is_first:
-        np.savez(sys.argv[2], rows=measured.pool_rows, mean=measured.spatial.mean, M2=measured.spatial.M2)
+        means, M2 = measured.spatial.mean, measured.spatial.M2
+        np.savez(sys.argv[2], rows=measured.pool_rows, mean=means, M2=M2, hashes=np.concatenate(hashes))
 """
 
 
@@ -228,6 +231,7 @@ def test_many_processes_give_what_one_does(processes: int, features: CountingFea
     assert alone.spatial is not None
     with np.load(tmp_path / "out.npz", allow_pickle=False) as found:
         np.testing.assert_allclose(found["rows"], alone.pool_rows, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(found["hashes"], pixel_hashes(IMAGES))
         np.testing.assert_allclose(found["M2"], alone.spatial.M2, rtol=1e-5, atol=1e-4)
 
 

@@ -247,7 +247,7 @@ def drawn(tmp_path: Path, count: int = 60, labels: Sequence[int] | None = None, 
 
 
 def test_good_samples_pass(reference: Path, features: DigitsFeatures, tmp_path: Path) -> None:
-    samples = open_image_set(drawn(tmp_path))
+    samples = open_image_set(drawn(tmp_path, 65))
     found = check_samples(samples, Reference.open(reference), metrics("fid", "is", "precision"), features)
     assert found.warnings == ()
     assert found.digest == samples.digest()

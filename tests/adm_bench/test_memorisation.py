@@ -136,6 +136,15 @@ def test_a_memoriser_and_a_generator_of_new_images_look_different(
     assert float(copied.split()[1]) == shares[1] / 100
 
 
+def test_few_samples_are_told_of(run: Run, samples: Path, tmp_path: Path) -> None:
+    with np.load(samples) as arrays:
+        np.savez(tmp_path / "few.npz", arr_0=arrays["arr_0"][:5])
+    few = run("figure", "memorisation", "digits", tmp_path / "few.npz", *DIGITS, "--out", tmp_path / "few.png")
+    assert "5 samples are few: the share of copies is known no closer than 56.6 to 100 % (95 %)" in few.stderr
+    many = run("figure", "memorisation", "digits", samples, *DIGITS, "--out", tmp_path / "many.png")
+    assert "are few" not in many.stderr
+
+
 def test_progress_is_shown_while_distances_are_found(
     run: Run, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +163,7 @@ def test_progress_is_shown_while_distances_are_found(
 def test_features_of_training_images_are_kept(run: Run, fresh: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADM_BENCH_HOME", str(tmp_path / "home"))
-        for kind, parts in (("neighbours", 2), ("memorisation", 3)):
+        for kind, parts in (("neighbours", 8), ("memorisation", 9)):
             out = tmp_path / f"{kind}.png"
             run("figure", kind, "digits", fresh, *DIGITS[:4], "--out", out)
             assert len(list((tmp_path / "home").rglob("part_*"))) == parts

@@ -3,7 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from reports.circumstances import arithmetic_in_words, by_value, circumstances, shared_and_varying
-from reports.records import Record
+from reports.layout import settings_by_generator
+from reports.records import METRIC_SETTINGS, Record
 
 RecordMaker = Callable[..., Record]
 
@@ -36,6 +37,19 @@ def test_what_rows_share_is_said_once(make_record: RecordMaker) -> None:
         "a": {"seed": "1 · 2", "device": "cpu"},
         "b": {"seed": "1", "device": "cuda"},
     }
+
+
+def test_choices_behind_a_metric_are_said_beside_the_settings(make_record: RecordMaker) -> None:
+    plain = make_record("adm-g").settings
+    choices = {"kid_subsets": 100, "seed": 2020}
+    records = [
+        make_record("adm-g", "kid_subsets", settings={**plain, METRIC_SETTINGS: choices}),
+        make_record("adm-g", "precision", settings={**plain, METRIC_SETTINGS: {"neighbours": 3}}),
+    ]
+    row = circumstances(records).loc["adm-g"]
+    assert row["settings"] == "preset digits · sampler ddpm · sampling steps 250 · guidance scale 1"
+    assert row["choices"] == "KID subsets: kid subsets 100, seed 2020 · Precision: neighbours 3"
+    assert settings_by_generator(records) == {"adm-g": row["settings"]}
 
 
 def test_a_clean_checkout_is_not_called_changed(make_record: RecordMaker) -> None:
