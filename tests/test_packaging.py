@@ -30,4 +30,4 @@ def test_constraints_pin_every_direct_dependency() -> None:
     wanted = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    assert {name.split(">=")[0] for name in wanted} <= pinned
+    assert {name.split(">=")[0].lower() for name in wanted} <= pinned
