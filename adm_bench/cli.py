@@ -26,6 +26,10 @@ COMMANDS = (
 )
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells count."""
+
+
 class BadInput(click.ClickException):
     """What the user can mend, as one line."""
 
@@ -71,6 +75,9 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # the reader of our output has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             ctx.exit(0)
+        except KeyboardInterrupt:
+            click.echo("Aborted!", err=True)
+            ctx.exit(INTERRUPTED)
         except Exception as error:
             if ctx.params["debug"]:
                 raise

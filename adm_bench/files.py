@@ -20,6 +20,8 @@ LARGE_FILE_BYTES = 2**29
 HASH_CHUNK_BYTES = 2**24
 PARTIAL_SUFFIX = ".partial"
 LOCK_FILE = ".lock"
+UMASK = os.umask(0o077)  # it can be read only by setting it
+os.umask(UMASK)
 
 
 @contextmanager
@@ -56,6 +58,8 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     """Flush a file or folder to the disk and give it its name."""
     inside = [temporary] if temporary.is_file() else [*temporary.rglob("*"), temporary]
     for item in inside:
+        if item.is_file():
+            item.chmod(0o666 & ~UMASK)  # safetensors keeps what it writes from all others
         flush(item)
     temporary.replace(path)
     flush(path.parent)

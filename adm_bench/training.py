@@ -64,7 +64,11 @@ class TrainingJob:
         """InputError where data and network do not fit each other, or where there is no file to begin with."""
         require_fit(self.dataset, self.config)
         if self.start_from is not None and not self.start_from.is_file():
-            raise InputError(f"--from {self.start_from}: no such file; give a modelNNNNNN.pt or a weights file")
+            found = "is a folder" if self.start_from.is_dir() else "no such file"
+            raise InputError(
+                f"--from {self.start_from}: {found}; give a modelNNNNNN.pt or a weights file, such as the "
+                "model.safetensors of a checkpoint"
+            )
 
     def check_start(self) -> None:
         """InputError where a run cannot begin with `start_from`, of which everything is read."""
@@ -218,6 +222,10 @@ class _Training:
             if self.ranks.is_first:
                 self.run.started(self.reached.step, self.ranks.size)
         room = self.run.checkpoints.room
+        if self.config.warmup_steps >= self.config.steps:
+            progress.say(
+                f"note: training.warmup_steps is {self.config.warmup_steps}, and the run has {self.config.steps} steps"
+            )
         with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first, room=room) as log:
             is_done = self._take_steps(trainer, batches, log)
         return self._result(trainer) if is_done else None

@@ -44,7 +44,7 @@ MOST_COLUMNS = 20
 @set_option
 @click.option("--steps", type=POSITIVE, help="Training steps.  [default: the preset's]")
 @click.option("--images", type=POSITIVE, help="Training length in images, instead of --steps.")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="Stop after so much training time, saved.")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="Stop, saved, after so long in all.")
 @click.option("--batch", type=POSITIVE, help="Images a step, of all processes.  [default: the preset's]")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Arithmetic of the network.")
 @click.option("--sharding", type=click.Choice(("none", "full")), default="none", help="full: FSDP2 instead of DDP.")

@@ -157,4 +157,5 @@ def _opened(content: bytes) -> Image.Image:
 
 def _unreadable(error: Exception) -> UnreadableImageError:
     said = "no image, or damaged" if isinstance(error, PIL.UnidentifiedImageError) else " ".join(str(error).split())
-    return UnreadableImageError(f"not a readable image ({said or type(error).__name__}); mend or remove it")
+    said = said or type(error).__name__
+    return UnreadableImageError(f"not a readable image ({said}); mend or remove it, or leave it out (--skip-bad)")

@@ -61,7 +61,9 @@ def _in_memory(source: str, found: list[NpzFile], image_size: int | None) -> Arr
     height, width = images.image_shape
     if height != width or image_size not in (None, height):
         wanted = f"{image_size} x {image_size}" if image_size else "squares"
-        raise InputError(f"{source}: images are {height} x {width}; expected {wanted}")
+        raise InputError(
+            f"{source}: images are {height} x {width}; expected {wanted}: images of npz files are not resized"
+        )
     return images.in_memory()
 
 

@@ -79,3 +79,12 @@ def test_list_says_what_there_is(kind: str) -> None:
     for name, row in rows.items():
         assert name in table
         assert all(str(value).strip() for value in row.values()), f"{name}: {row}"
+
+
+def test_ctrl_c_ends_as_shells_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:  # noqa: ARG001  the registry's
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adm_bench.registry.rows", interrupted)
+    result = CliRunner().invoke(main, ["list", "generators"])
+    assert (result.exit_code, result.stderr) == (130, "Aborted!\n")

@@ -113,6 +113,10 @@ def test_a_run_is_converted_and_a_changed_attention_order_is_kept(run: Run, mode
         (["adm.safetensors", "x.pt", "--set", "model.channels=64"], "carries its own configuration; leave --set"),
         (["adm.safetensors", "x.pt", "--preset", "digits16"], "which --preset digits16 contradicts"),
         (["nowhere.pt", "x.safetensors"], "no such file or run"),
+        (
+            ["adm.safetensors", "folder"],
+            "names no file; end it in .pt or .safetensors, or give --out folder",
+        ),
         (["adm.pt", "there.safetensors", "--preset", "digits8"], "exists; choose another name, or pass --overwrite"),
         (["adm.pt", "adm.pt", "--overwrite"], "is an input of this command"),
         (["cut.pt", "x.safetensors", "--preset", "digits8"], "not a readable PyTorch file, perhaps truncated"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adm_bench.files import file_sha256
+from adm_bench.files import atomic_path, file_sha256
 
 
 def test_a_large_file_is_hashed_with_progress_to_the_same_digest(
@@ -27,3 +27,11 @@ def test_a_large_file_is_hashed_with_progress_to_the_same_digest(
     monkeypatch.setattr("adm_bench.files.progress.stage", stage)
     assert file_sha256(tmp_path / "large") == expected
     assert (len(seen), sum(seen) > 5) == (6, True)
+
+
+def test_what_is_written_is_everybodys_to_read_as_the_umask_says(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "folder") as folder:
+        folder.mkdir()
+        (folder / "private").touch(mode=0o600)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "folder" / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode

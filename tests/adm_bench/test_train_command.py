@@ -54,6 +54,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--batch", "1798"], "holds 1797 images, but batch_size is 1798; choose a batch that is no larger"),
         (["--set", "training.stepz=3"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["--from", "nowhere/model000100.pt"], "--from nowhere/model000100.pt: no such file; give a modelNNNNNN.pt"),
+        (
+            ["--from", "."],
+            "--from .: is a folder; give a modelNNNNNN.pt or a weights file, such as the model",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(
