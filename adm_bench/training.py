@@ -144,6 +144,8 @@ class Reached:
     """How far a run has come, beside its network."""
 
     step: int = 0
+    first_step: int = 0
+    """Where it began: above 0 where earlier steps were another program's."""
     training_sec: float = 0.0
     """Of steps alone: checkpoints and observations are not counted."""
     skipped_in_a_row: int = 0
@@ -217,6 +219,7 @@ class _Training:
                 self._take_up(trainer, newest, step)
         elif self.job.start_from is not None:  # collective
             self.reached.step = begin_from(trainer, self.job.start_from, self.job.config)
+            self.reached.first_step = self.reached.step
             progress.say(f"{self.run.folder}: going on from step {self.reached.step} of {self.job.start_from}")
         with self.ranks.agreeing():
             if self.ranks.is_first:
@@ -237,7 +240,7 @@ class _Training:
             steps=reached.step,
             images=images,
             sec=reached.training_sec,
-            images_per_sec=images / max(reached.training_sec, 1e-9),
+            images_per_sec=(images - reached.first_step * self.config.batch_size) / max(reached.training_sec, 1e-9),
             num_parameters=sum(tensor.numel() for tensor in weights.values()),
         )
         with self.ranks.agreeing():

@@ -53,9 +53,9 @@ def command(
             click.echo(path)
         return
     assert out is not None  # one of the two is given
+    source = find_weights(source, "SOURCE")
     if not out.suffix:
         raise InputError(f"{out}: names no file; end it in .pt or .safetensors, or give --out {out} for a folder")
-    source = find_weights(source, "SOURCE")
     result = convert(source, out, preset_name=preset_name, changes=parse_changes(changes), overwrite=overwrite)
     click.echo(
         f"{out}: weights of kind {result.kind}, {result.num_tensors} tensors, {result.num_parameters:,} parameters, "

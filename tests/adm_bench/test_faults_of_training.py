@@ -29,7 +29,7 @@ SCRIPT = Path(__file__).with_name("interrupted_trainings.py")
 TINY = [
     "--data", "digits", "--device", "cpu", "--batch", "4", "--checkpoint-every", "3", "--log-every", "2",
     "--set", "model.channels=32", "--set", "model.num_res_blocks=1", "--set", "model.channel_mult=[1]",
-    "--set", "model.attention_resolutions=[]", "--set", "model.dropout=0.1",
+    "--set", "model.attention_resolutions=[]", "--set", "model.dropout=0.1", "--set", "training.warmup_steps=5",
     "--set", "diffusion.timestep_sampler=loss-second-moment",
 ]  # fmt: skip
 TIMES = ("sec", "images_per_sec")

@@ -247,6 +247,8 @@ def test_training_begins_from_openai_goes_on_and_converts_back(
         patch.setattr(NetworkTrainer, "train_step", train_step)
         assert f"going on from step 5 of {start}" in run(*command, "--out", whole).stderr
     assert taken == [5, 6, 7, 8, 9]
+    took = json.loads((whole / "result.json").read_text())  # of ten steps' images, five were somebody else's time
+    assert took["images_per_sec"] * took["sec"] == pytest.approx(took["images"] / 2)
     assert verified(whole / "checkpoints" / "step_00000010").state()["counters"]["optimizer_steps"] == 10
     assert "hours are over after step 6 of 10" in run(*command, "--out", cut, "--hours", "1e-9").stderr
     assert "going on from step 6\n" in run(*command, "--out", cut).stderr
