@@ -23,6 +23,7 @@ from adm_bench.extraction import Extraction
 from adm_bench.files import PARTIAL_SUFFIX, atomic_path, file_sha256
 from adm_bench.images.batches import TrainingBatches
 from adm_bench.images.dataset import Dataset, Labels, TrainingOrder
+from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import IteratedImages
 from adm_bench.ranks import Ranks
 from adm_bench.records import Circumstances, evaluated, write_records
@@ -58,6 +59,13 @@ class Validation:
                 f"trainer '{job.trainer}' cannot be validated, only classifiers can; leave --validation away"
             )
         require_fit(self.dataset, job.config)
+        names = [each.class_names if isinstance(each, EncodedImages) else () for each in (job.dataset, self.dataset)]
+        if all(names) and names[0] != names[1]:
+            odd = min({*names[0]} ^ {*names[1]})
+            raise InputError(
+                f"--validation {self.dataset.name}: has other classes than {job.dataset.name}, such as '{odd}' on one "
+                "side only; labels are the ranks of names, so give both the same classes"
+            )
 
     def observe(self, trainer: Trainable, step: int, ranks: Ranks, go_on: GoOn) -> Mapping[str, Any]:  # noqa: ARG002
         """Go through the images in their order, cropped in the middle, with the same noise every time.

@@ -104,11 +104,11 @@ class Totals:
         """Add those of one more step, or of one more batch."""
         for name, mean in means.items():
             before = self.totals.get(name, Mean(0.0, 0.0))
-            self.totals[name] = Mean(before.total + mean.total, before.count + mean.count)
+            self.totals[name] = Mean(before.total + mean.total, before.number + mean.number)
 
     def taken(self) -> dict[str, float]:
         """Every mean by its name; the totals start again."""
-        means = {name: mean.total / mean.count for name, mean in sorted(self.totals.items()) if mean.count}
+        means = {name: mean.total / mean.number for name, mean in sorted(self.totals.items()) if mean.number}
         self.totals = {}
         return means
 
@@ -116,7 +116,7 @@ class Totals:
 def step_note(report: StepReport, images_per_sec: float, device_note: str) -> str:
     """What a person sees of a step beside its number: short, for a line of a terminal."""
     loss = report.means["loss"]
-    parts = [f"loss {loss.total / loss.count:.4f}"]
+    parts = [f"loss {loss.total / loss.number:.4f}"]
     parts += [f"{images_per_sec:.3g} images/s", f"lr {report.values['learning_rate']:.2g}"]
     if report.values.get("loss_scale", 1.0) != 1:
         parts.append(f"scale {report.values['loss_scale']:g}")

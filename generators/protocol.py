@@ -143,7 +143,7 @@ class Mean(NamedTuple):
     """A mean that more can be added to."""
 
     total: float
-    count: float  # type: ignore[assignment]  # of tuples, which nobody counts in
+    number: float
 
 
 @dataclass(frozen=True, kw_only=True)

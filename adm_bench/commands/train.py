@@ -10,6 +10,7 @@ from adm_bench.commands.options import (
     PRECISIONS,
     device_option,
     example,
+    labels_from_option,
     overwrite_option,
     parse_changes,
     print_json,
@@ -49,13 +50,7 @@ MOST_COLUMNS = 20
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Arithmetic of the network.")
 @click.option("--sharding", type=click.Choice(("none", "full")), default="none", help="full: FSDP2 instead of DDP.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network; pays on GPUs.")
-@click.option(
-    "--labels",
-    "labels_from",
-    type=click.Choice(("auto", "folder", "prefix", "none")),
-    default="auto",
-    help="Classes: folders, or beginnings of file names up to '_' as ADM's.",
-)
+@labels_from_option
 @click.option("--skip-bad", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out N unreadable images.")
 @click.option("--workers", type=POSITIVE, help="Threads that decode images.  [default: as many as cores]")
 @click.option("--checkpoint-every", type=POSITIVE, default=500, help="Steps between checkpoints.")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from adm_bench.cli import main
 from generators.adm.networks import build_network
@@ -117,6 +118,16 @@ def samples(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("samples") / "copies.npz"
     run("sample", "memorizer", "--data", "digits", "--num", "60", "--out", out, "--device", "cpu")
     return out
+
+
+@pytest.fixture(scope="session")
+def pngs(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the samples as PNG files whose names sort in their order."""
+    root = tmp_path_factory.mktemp("png")
+    with np.load(samples) as arrays:
+        for index, image in enumerate(arrays["arr_0"]):
+            Image.fromarray(image).save(root / f"{index:04d}.png")
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -30,21 +30,11 @@ def numbers(output: str) -> dict[str, float]:
     return {line[:16].strip(): float(line[16:].split()[0]) for line in lines}
 
 
-@pytest.fixture(scope="module")
-def folder(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The samples as PNG files whose names sort in their order."""
-    root = tmp_path_factory.mktemp("png")
-    with np.load(samples) as arrays:
-        for index, image in enumerate(arrays["arr_0"]):
-            Image.fromarray(image).save(root / f"{index:04d}.png")
-    return root
-
-
 def test_files_folders_zips_and_shards_give_the_same_numbers(
-    run: Run, reference: Path, samples: Path, folder: Path, tmp_path: Path
+    run: Run, reference: Path, samples: Path, pngs: Path, tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(tmp_path / "samples.zip", "w") as archive:
-        for path in sorted(folder.iterdir()):
+        for path in sorted(pngs.iterdir()):
             archive.write(path, path.name)
     (tmp_path / "shards").mkdir()
     with np.load(samples) as arrays:
@@ -52,22 +42,22 @@ def test_files_folders_zips_and_shards_give_the_same_numbers(
             np.savez(tmp_path / "shards" / f"{number}.npz", arr_0=part)
     expected = numbers(run("evaluate", reference, samples, *QUICK).stdout)
     assert expected.keys() == {"FID", "sFID", "IS", "Precision", "Recall", "Copied"}
-    for source in (folder, tmp_path / "samples.zip", tmp_path / "shards"):
+    for source in (pngs, tmp_path / "samples.zip", tmp_path / "shards"):
         assert numbers(run("evaluate", reference, source, *QUICK).stdout) == pytest.approx(expected, rel=1e-5)
 
 
 def test_features_are_those_of_the_reference(
-    run: Run, refuse: Refuse, reference: Path, folder: Path, tmp_path: Path
+    run: Run, refuse: Refuse, reference: Path, pngs: Path, tmp_path: Path
 ) -> None:
-    assert run("evaluate", reference, folder, *QUICK).stdout.startswith("protocol digits v1, features digits ")
-    shutil.copytree(folder, tmp_path / "real")  # images say nothing of features
-    assert "adm-bench fetch inception" in refuse("evaluate", folder, tmp_path / "real", *QUICK)
+    assert run("evaluate", reference, pngs, *QUICK).stdout.startswith("protocol digits v1, features digits ")
+    shutil.copytree(pngs, tmp_path / "real")  # images say nothing of features
+    assert "adm-bench fetch inception" in refuse("evaluate", pngs, tmp_path / "real", *QUICK)
 
 
-def test_everything_is_recorded(run: Run, reference: Path, folder: Path, tmp_path: Path) -> None:
+def test_everything_is_recorded(run: Run, reference: Path, pngs: Path, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     metrics = "fid,is,precision,kid,is_shuffled,density"
-    run("evaluate", reference, folder, *QUICK, "--metrics", metrics, "--intervals", "--json", out)
+    run("evaluate", reference, pngs, *QUICK, "--metrics", metrics, "--intervals", "--json", out)
     records = {record["quantity"]: record for record in json.loads(out.read_text())}
     assert list(records) == metrics.split(",")
     fid = records["fid"]
@@ -124,11 +114,11 @@ def test_classes_are_measured_alone(run: Run, reference: Path, tmp_path: Path) -
 
 
 def test_classes_need_labels_that_mean_the_same(
-    run: Run, refuse: Refuse, reference: Path, samples: Path, folder: Path, tmp_path: Path
+    run: Run, refuse: Refuse, reference: Path, samples: Path, pngs: Path, tmp_path: Path
 ) -> None:
     per_class = (*QUICK, "--features", "digits", "--metrics", "fid", "--per-class")
-    assert f"{folder}: the samples have no labels" in refuse("evaluate", reference, folder, *per_class)
-    assert f"{folder}: the reference has no labels" in refuse("evaluate", folder, reference, *per_class)
+    assert f"{pngs}: the samples have no labels" in refuse("evaluate", reference, pngs, *per_class)
+    assert f"{pngs}: the reference has no labels" in refuse("evaluate", pngs, reference, *per_class)
     with np.load(reference) as arrays:
         np.savez(tmp_path / "statistics.npz", mu=arrays["mu"], sigma=arrays["sigma"], adm_bench=arrays["adm_bench"])
     assert "statistics only" in refuse("evaluate", tmp_path / "statistics.npz", samples, *per_class)
@@ -195,14 +185,14 @@ class Means(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_a_network_of_the_users_own(run: Run, refuse: Refuse, samples: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_network_of_the_users_own(run: Run, refuse: Refuse, samples: Path, pngs: Path, tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(Means()), str(tmp_path / "means.pt"))
     with np.load(samples) as arrays:
         np.savez(tmp_path / "ref.npz", arr_0=255 - arrays["arr_0"])
     own = ("--features", "torchscript", "--feature-weights", tmp_path / "means.pt")
-    found = numbers(run("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK).stdout)
+    found = numbers(run("evaluate", tmp_path / "ref.npz", pngs, *own, *QUICK).stdout)
     assert found.keys() == {"FD-torchscript", "Precision", "Recall", "Copied"}  # it has no spatial layer and no logits
-    assert "found none" in refuse("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK, "--metrics", "sfid")
+    assert "found none" in refuse("evaluate", tmp_path / "ref.npz", pngs, *own, *QUICK, "--metrics", "sfid")
 
 
 def test_statistics_alone_serve_fid(run: Run, refuse: Refuse, reference: Path, samples: Path, tmp_path: Path) -> None:
@@ -218,7 +208,7 @@ def test_statistics_alone_serve_fid(run: Run, refuse: Refuse, reference: Path, s
 
 
 def test_what_cannot_be_measured_is_refused_first(
-    run: Run, refuse: Refuse, reference: Path, folder: Path, tmp_path: Path
+    run: Run, refuse: Refuse, reference: Path, pngs: Path, tmp_path: Path
 ) -> None:
     assert "is the reference itself" in refuse("evaluate", reference, reference, *QUICK)
     (tmp_path / "grey").mkdir()
@@ -227,7 +217,7 @@ def test_what_cannot_be_measured_is_refused_first(
     assert "--convert" in refuse("evaluate", reference, tmp_path / "grey", *QUICK, "--metrics", "fid")
     run("evaluate", reference, tmp_path / "grey", *QUICK, "--metrics", "fid", "--convert")
     (tmp_path / "bad").mkdir()
-    for path in folder.iterdir():
+    for path in pngs.iterdir():
         (tmp_path / "bad" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "bad" / "0031.png").write_bytes(b"no image")
     assert "0031.png" in refuse("evaluate", reference, tmp_path / "bad", *QUICK)
@@ -240,9 +230,9 @@ def test_what_cannot_be_measured_is_refused_first(
 
 
 def test_unreadable_images_of_the_reference_are_left_out_too(
-    run: Run, refuse: Refuse, reference: Path, folder: Path, tmp_path: Path
+    run: Run, refuse: Refuse, reference: Path, pngs: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(folder, tmp_path / "bad")
+    shutil.copytree(pngs, tmp_path / "bad")
     for name in ("0007.png", "0031.png"):
         (tmp_path / "bad" / name).write_bytes(b"no image")
     with np.load(reference) as arrays:

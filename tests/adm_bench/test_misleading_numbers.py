@@ -21,16 +21,6 @@ Refuse = Callable[..., str]
 QUICK = ("--device", "cpu", "--no-cache")
 
 
-@pytest.fixture(scope="module")
-def folder(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The samples as PNG files whose names sort in their order."""
-    root = tmp_path_factory.mktemp("png")
-    with np.load(samples) as arrays:
-        for index, image in enumerate(arrays["arr_0"]):
-            Image.fromarray(image).save(root / f"{index:04d}.png")
-    return root
-
-
 class Means(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.float().mean(dim=(2, 3))
@@ -51,18 +41,18 @@ def test_a_crop_of_stored_statistics_is_refused(
     run("evaluate", reference, samples, *QUICK, "--size", "8", "--metrics", "fid")
 
 
-def test_images_that_size_enlarges_are_told_of(run: Run, reference: Path, folder: Path, tmp_path: Path) -> None:
+def test_images_that_size_enlarges_are_told_of(run: Run, reference: Path, pngs: Path, tmp_path: Path) -> None:
     with np.load(reference) as arrays:
         np.savez(tmp_path / "plain.npz", arrays["arr_0"][100:200])
-    evaluate = ("evaluate", tmp_path / "plain.npz", folder, *QUICK, "--features", "digits", "--metrics", "fid")
+    evaluate = ("evaluate", tmp_path / "plain.npz", pngs, *QUICK, "--features", "digits", "--metrics", "fid")
     said = run(*evaluate, "--size", "16").stderr
     assert "--size enlarges samples, whose short sides begin at 8 pixels, to 16" in said
     assert "--size enlarges reference images, whose short sides begin at 8 pixels, to 16" in said
     assert "enlarges" not in run(*evaluate, "--size", "8").stderr
-    shutil.copytree(folder, tmp_path / "mixed")
+    shutil.copytree(pngs, tmp_path / "mixed")
     for path in (tmp_path / "mixed").iterdir():
         Image.open(path).resize((20, 12 if path.name == "0007.png" else 16)).save(path)
-    said = run("evaluate", folder, tmp_path / "mixed", *QUICK, "--features", "digits", "--size", "16").stderr
+    said = run("evaluate", pngs, tmp_path / "mixed", *QUICK, "--features", "digits", "--size", "16").stderr
     assert "--size enlarges samples, whose short sides begin at 12 pixels, to 16" in said
     assert "--size enlarges reference images, whose short sides begin at 8 pixels, to 16" in said
 
@@ -121,21 +111,21 @@ class Brighter(nn.Module):
     ],
 )
 def test_a_network_that_gives_no_features_is_refused(
-    module: nn.Module, expected: str, refuse: Refuse, samples: Path, folder: Path, tmp_path: Path
+    module: nn.Module, expected: str, refuse: Refuse, samples: Path, pngs: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "net.pt"
     torch.jit.save(torch.jit.script(module), str(path))
     own = ("--features", "torchscript", "--feature-weights", path)
     with np.load(samples) as arrays:
         np.savez(tmp_path / "ref.npz", arr_0=255 - arrays["arr_0"])
-    assert f"{path}: {expected}" in refuse("evaluate", tmp_path / "ref.npz", folder, *own, *QUICK, "--metrics", "fid")
+    assert f"{path}: {expected}" in refuse("evaluate", tmp_path / "ref.npz", pngs, *own, *QUICK, "--metrics", "fid")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_an_image_without_finite_features_is_named(refuse: Refuse, folder: Path, samples: Path, tmp_path: Path) -> None:
+def test_an_image_without_finite_features_is_named(refuse: Refuse, pngs: Path, samples: Path, tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(Brighter()), str(tmp_path / "net.pt"))
     own = ("--features", "torchscript", "--feature-weights", tmp_path / "net.pt", "--device", "cpu")
-    shutil.copytree(folder, tmp_path / "dark")
+    shutil.copytree(pngs, tmp_path / "dark")
     Image.new("RGB", (8, 8)).save(tmp_path / "dark" / "0007.png")
     expected = f"{tmp_path}/dark/0007.png (image 7, counted from 0) is the first whose pool features are not finite"
     assert expected in refuse("evaluate", samples, tmp_path / "dark", *own, "--no-cache", "--metrics", "fid")
@@ -193,10 +183,10 @@ def test_the_choices_behind_each_number_are_recorded(run: Run, reference: Path, 
     assert "not times 1,000" in listed
 
 
-def test_images_whose_names_end_otherwise_are_told_of(run: Run, reference: Path, folder: Path, tmp_path: Path) -> None:
-    content = (folder / "0000.png").read_bytes()
+def test_images_whose_names_end_otherwise_are_told_of(run: Run, reference: Path, pngs: Path, tmp_path: Path) -> None:
+    content = (pngs / "0000.png").read_bytes()
     root = tmp_path / "images"
-    shutil.copytree(folder, root)
+    shutil.copytree(pngs, root)
     evaluate = ("evaluate", reference, root, *QUICK, "--metrics", "fid")
     for name in (".DS_Store", "Thumbs.db", "notes.txt", "notes", ".hidden"):
         (root / name).write_bytes(content if name == ".hidden" else b"\0\0\0\1Bud1 text")

@@ -88,6 +88,18 @@ def test_a_run_that_never_began_stands_in_nobodys_way(
     assert "holds a run that differs (seed: 0 -> 1); choose another --out" in line
 
 
+def test_validation_images_of_other_classes_are_refused(pictures: Path, refuse: Refuse, tmp_path: Path) -> None:
+    """Labels are ranks of names, and would mean other classes."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in pictures.iterdir():
+        (other / path.name.replace("a_", "c_")).write_bytes(path.read_bytes())
+    data = ["--data", pictures, "--labels", "prefix", "--out", tmp_path / "run", "--batch", "4", "--device", "cpu"]
+    said = refuse("train", "classifier", *data, "--validation", other, "--set", "model.num_classes=2")
+    assert f"--validation {other}: has other classes than {pictures}, such as 'a' on one side only" in said
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_another_kind_of_folder_is_left_alone(
     model: Path, refuse: Refuse, reference: Path, tiny: Sequence[str]
 ) -> None:

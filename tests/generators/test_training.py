@@ -22,7 +22,7 @@ def advance(trainer: Trainable, training_batch: MakeBatch, start: int, stop: int
     for step in range(start, stop):
         torch.manual_seed(step)
         loss = trainer.train_step(training_batch(step)).means["loss"]
-        losses.append(loss.total / loss.count)
+        losses.append(loss.total / loss.number)
     return losses
 
 

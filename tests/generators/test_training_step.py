@@ -226,13 +226,13 @@ def test_means_by_quartile(changes: dict[str, Any], make_trainer: Make, training
     for name in ("loss", "mse", "vb"):
         weighted = (seen[name] * weights).double()
         assert means[name].total == pytest.approx(weighted.sum().item())
-        assert means[name].count == 16
+        assert means[name].number == 16
         for quartile in range(4):
             inside = quartiles == quartile
             assert (f"{name}_q{quartile}" in means) == bool(inside.any())
             if inside.any():
                 assert means[f"{name}_q{quartile}"].total == pytest.approx(weighted[inside].sum().item())
-                assert means[f"{name}_q{quartile}"].count == inside.sum()
+                assert means[f"{name}_q{quartile}"].number == inside.sum()
     assert means["loss"].total == pytest.approx(means["mse"].total + means["vb"].total)
     one = trainer.train_step(replace(batch, images=batch.images[:1], labels=batch.labels[:1], seeds=batch.seeds[:1]))
     assert set(one.means) == {f"{name}{q}" for name in ("loss", "mse", "vb") for q in ("", f"_q{quartiles[0]}")}
