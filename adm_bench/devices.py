@@ -1,5 +1,6 @@
-"""The choice of device."""
+"""The choice of device, and what the process sets for it."""
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -8,18 +9,22 @@ import torch
 
 from adm_bench.errors import InputError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""glibc's names of two parameters of its allocator (mallopt(3))."""
+
 
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU; InputError for a device that is not here.
 
     Of several CUDA devices, each local process of `torchrun` has its own, unless one is named by its number.
 
-    What is recorded as fp32 is to be fp32: TF32, which torch lets convolutions use, is switched off.
+    What is recorded as fp32 is to be fp32: TF32, which torch lets convolutions use, is switched off. For a CPU,
+    `keep_freed_memory`.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
+        name = "cpu"
     try:
         own = name in ("auto", "cuda") and torch.cuda.is_available()
         device = _own_cuda_device() if own else torch.device(name)
@@ -29,7 +34,23 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: not usable here ({reason}); try --device auto or cpu") from error
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep for the process what it frees, up to 2 GiB, instead of giving large blocks back each time.
+
+    One step's tensors are of the sizes of the last one's, and fresh pages cost more than many an operation on them.
+    True where that was set; elsewhere, and where a MALLOC_ variable or GLIBC_TUNABLES speaks for the user, nothing is.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def _own_cuda_device() -> torch.device:

@@ -165,7 +165,7 @@ class TrainedSamples:
             yield images[: self.num_images - start]
 
     def _draw(self, generator: Generator | Upsampler, indices: Sequence[int], go_on: GoOn) -> Tensor:
-        seeds = [image_seeds(self.job.seed, range(index, index + 1))[0] for index in indices]
+        seeds = image_seeds(self.job.seed, indices)
         labels = None if self.labels is None else torch.from_numpy(self.labels[list(indices)])
         try:
             if isinstance(generator, Upsampler):

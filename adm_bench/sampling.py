@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ DEFAULT_NUM_IMAGES = 1000
 PART_PATTERN = "[0-9]*.npz"
 
 
-def image_seeds(seed: int, indices: range) -> list[int]:
+def image_seeds(seed: int, indices: Iterable[int]) -> list[int]:
     """The seed of each image of a run's seed: what image i draws depends on (seed, i) alone."""
     return [mix_seed(seed, Stream.IMAGES, index) for index in indices]
 

@@ -10,23 +10,28 @@ parameters have the names and shapes of ours, our weights are copied into it and
 in float32 as it comes; forward pass and sampling without gradients. Its training step is the plain one: this project's
 loss, `torch.optim.AdamW` as it comes, and an average kept parameter by parameter.
 
-Both are stepped in turn in one process, because timings on a shared machine compare only so. A ratio is the other's
-time over ours, best over best; the median of all rounds' ratios stands beside it. The ratio of processors' seconds
-knows nothing of waiting for other programs, though it does of what they leave of caches and memory.
+Each side has a process of its own, as its users run it: ours with the allocator as adm-bench's commands set it, the
+other as it comes. They are stepped in turn, one waiting while the other works, because timings on a shared machine
+compare only so. A ratio is the other's time over ours, best over best; the median of all rounds' ratios stands beside
+it. The ratio of processors' seconds knows nothing of waiting for other programs, though it does of what they leave of
+caches and memory.
 """
 
 import argparse
 import importlib.util
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from adm_bench.devices import keep_freed_memory
 from generators.adm.config import AdmConfig, SamplingConfig
 from generators.adm.generator import ClassifierGuide
 from generators.adm.sampler import DiffusionSampler
@@ -45,6 +50,7 @@ NETWORKS = {
     "B": UNetConfig(image_size=16, channels=32, attention_resolutions=(8,), head_channels=32),
 }
 BATCH = {"A": 16, "B": 64}
+KINDS = ("forward", "guided", "training")
 GUIDED_STEPS = 2
 EMA_RATE = 0.9999
 
@@ -130,6 +136,88 @@ def forward(network: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     return step
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What is timed, and on which side."""
+
+    name: str
+    precision: str
+    other: Path | None
+    """The adapter; None on our side."""
+
+
+def make_network(name: str) -> UNet:
+    """Our network, with the same weights in every process."""
+    torch.manual_seed(0)
+    network = UNet(NETWORKS[name]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def make_images(name: str) -> Tensor:
+    """A batch, the same in every process, in [-1, 1]."""
+    torch.manual_seed(1)
+    return torch.randn(BATCH[name], 3, NETWORKS[name].image_size, NETWORKS[name].image_size).clamp(-1, 1)
+
+
+def make_step(kind: str, network: nn.Module, chosen: Chosen) -> Callable[[], object]:
+    """A step of the side's network."""
+    images = make_images(chosen.name)
+    if kind == "forward":
+        return forward(network, images)
+    if kind == "guided":
+        return guided_sampling(network, chosen.name, images)
+    if chosen.other is None:
+        return our_training_step(NETWORKS[chosen.name], images, chosen.precision)
+    return plain_training_step(network, Diffusion(DiffusionConfig()), images)
+
+
+def compared(other: nn.Module, network: UNet, images: Tensor) -> str:
+    """What the other made of our weights, and how far its outputs are from ours."""
+    loaded = other.load_state_dict(network.state_dict())
+    expected = forward(other, images)()
+    difference = (forward(network, images)() - expected).norm() / expected.norm()
+    return f"other: {loaded}\nrelative difference of the outputs (L2): {difference:.2e}"
+
+
+def serve(connection: Connection, chosen: Chosen) -> None:
+    """One side: take a step of the kind that is asked for, and answer with its seconds."""
+    network: nn.Module = set_precision(make_network(chosen.name), chosen.precision)
+    if chosen.other is None:
+        keep_freed_memory()
+        connection.send("")
+    else:
+        other = load_other(chosen.other, chosen.name).eval()
+        connection.send(compared(other, network, make_images(chosen.name)))
+        network = other
+    steps: dict[str, Callable[[], object]] = {}
+    while kind := connection.recv():
+        if kind not in steps:
+            steps = {kind: make_step(kind, network, chosen)}
+        began, used = time.perf_counter(), time.process_time()
+        steps[kind]()
+        connection.send((time.perf_counter() - began, time.process_time() - used))
+
+
+class Side:
+    """A process that takes steps when it is asked to."""
+
+    def __init__(self, chosen: Chosen) -> None:
+        processes = multiprocessing.get_context("spawn")
+        self.connection, theirs = processes.Pipe()
+        self.process = processes.Process(target=serve, args=(theirs, chosen), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.greeting: str = self.connection.recv()
+
+    def step(self, kind: str) -> tuple[float, float]:
+        """Seconds of a step, by the clock and of all processors in its process."""
+        self.connection.send(kind)
+        elapsed, processor = self.connection.recv()
+        return elapsed, processor
+
+
 @dataclass
 class Seconds:
     """Of every repeat of a step: by the clock, and of all processors in this process."""
@@ -138,16 +226,15 @@ class Seconds:
     processor: list[float] = field(default_factory=list)
 
 
-def interleaved(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, Seconds]:
-    """What every step took, in turn after two rounds of warm-up."""
-    seconds = {name: Seconds() for name in steps}
+def interleaved(sides: dict[str, Side], kind: str, repeats: int) -> dict[str, Seconds]:
+    """What every side's step took, in turn after two rounds of warm-up."""
+    seconds = {name: Seconds() for name in sides}
     for repeat in range(repeats + 2):
-        for name, step in steps.items():
-            began, used = time.perf_counter(), time.process_time()
-            step()
+        for name, side in sides.items():
+            elapsed, processor = side.step(kind)
             if repeat >= 2:
-                seconds[name].elapsed.append(time.perf_counter() - began)
-                seconds[name].processor.append(time.process_time() - used)
+                seconds[name].elapsed.append(elapsed)
+                seconds[name].processor.append(processor)
     return seconds
 
 
@@ -178,43 +265,20 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--other", type=Path, help="adapter of another implementation")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--only", choices=("forward", "training", "guided"), help="one of the three")
-    chosen = parser.parse_args()
-    config, batch = NETWORKS[chosen.network], BATCH[chosen.network]
-    torch.manual_seed(0)
-    network = UNet(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.05)
-    network.eval().requires_grad_(requires_grad=False)
-    images = torch.randn(batch, 3, config.image_size, config.image_size).clamp(-1, 1)
-    print(f"network {chosen.network}: {sum(p.numel() for p in network.parameters()):,} parameters, {batch} images")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
-    other = None
-    if chosen.other is not None:
-        other = load_other(chosen.other, chosen.network).eval()
-        print(f"other: {other.load_state_dict(network.state_dict())}")
-        expected = forward(other, images)()
-        set_precision(network, chosen.precision)
-        difference = (forward(network, images)() - expected).norm() / expected.norm()
-        print(f"relative difference of the outputs (L2): {difference:.2e}")
-    set_precision(network, chosen.precision)
-    makers: dict[str, tuple[Callable[[], Callable[[], object]], Callable[[nn.Module], Callable[[], object]]]] = {
-        "forward": (lambda: forward(network, images), lambda module: forward(module, images)),
-        "guided": (
-            lambda: guided_sampling(network, chosen.network, images),
-            lambda module: guided_sampling(module, chosen.network, images),
-        ),
-        "training": (
-            lambda: our_training_step(config, images, chosen.precision),
-            lambda module: plain_training_step(module, Diffusion(DiffusionConfig()), images),
-        ),
+    parser.add_argument("--only", choices=KINDS, help="one of the three")
+    given = parser.parse_args()
+    adapters = {"ours": None} | ({} if given.other is None else {"other": given.other})
+    sides = {
+        side: Side(Chosen(name=given.network, precision=given.precision, other=adapter))
+        for side, adapter in adapters.items()
     }
-    for what, (make_ours, make_other) in makers.items():
-        if chosen.only not in (None, what):
-            continue
-        steps = {"ours": make_ours()} | ({} if other is None else {"other": make_other(other)})
-        label = f"{what} x{GUIDED_STEPS}" if what == "guided" else what
-        show(label, interleaved(steps, chosen.repeats), batch)
+    parameters = sum(parameter.numel() for parameter in make_network(given.network).parameters())
+    print(f"network {given.network}: {parameters:,} parameters, {BATCH[given.network]} images")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
+    print("".join(side.greeting + "\n" for side in sides.values() if side.greeting), end="")
+    for kind in KINDS if given.only is None else (given.only,):
+        label = f"{kind} x{GUIDED_STEPS}" if kind == "guided" else kind
+        show(label, interleaved(sides, kind, given.repeats), BATCH[given.network])
 
 
 if __name__ == "__main__":

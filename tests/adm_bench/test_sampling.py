@@ -29,6 +29,11 @@ def test_seeds_are_distinct_and_reproducible() -> None:
     assert image_seeds(7, range(5, 8)) == image_seeds(7, range(10))[5:8]
 
 
+def test_no_two_images_of_a_run_begin_with_the_same_noise() -> None:
+    seeds = image_seeds(3, range(50_000))
+    assert len({seed % 2**32 for seed in seeds}) == 50_000  # what torch's generator on CPUs takes of a seed
+
+
 def test_noise_is_bit_identical_in_any_batch() -> None:
     seeds = image_seeds(0, range(6))
     together = SeededNoise(seeds, (3, 8, 8), CPU)
