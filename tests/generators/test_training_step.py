@@ -353,3 +353,26 @@ def test_two_processes_report_and_learn_as_one(make_trainer: Make, training_batc
         assert trainer.state()["counters"]["optimizer_steps"] == 1
     assert [r[1].skipped for r in reports] == ["the loss is nan"] * 2
     assert all(math.isnan(r[1].values["grad_norm"]) for r in reports)
+
+
+class Afar:
+    """A tensor on another device than the trainer's, with which nothing can be done before it is moved."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def to(self, device: torch.device) -> Tensor:
+        return self.tensor.to(device)
+
+
+class GathersOnTheHost(Alone):
+    """What shares on a GPU do: whole tensors come back on the CPU."""
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return Afar(tensor)  # type: ignore[return-value]
+
+
+def test_a_norm_that_comes_back_on_another_device_is_moved(make_trainer: Make, training_batch: MakeBatch) -> None:
+    trainers = [make_trainer("classifier", parallel=parallel) for parallel in (GathersOnTheHost(), Alone())]
+    reports = [trainer.train_step(training_batch(0)) for trainer in trainers]
+    assert reports[0] == reports[1]
