@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -69,6 +70,17 @@ def test_microbatches_and_recomputed_activations_give_the_same_gradients(
         found[way] = gradients(trainer, batch)
     for way in list(ways)[1:]:
         assert_alike(found[way], found["whole"])
+
+
+def test_a_compiled_network_gives_the_same_gradients_and_keeps_its_names(
+    make_trainer: Make, training_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch traces it, without the minutes that its kernels take to build."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = (make_trainer("classifier", filled=True, **{"training.compile": way}) for way in (False, True))
+    assert compiled.called is not compiled.wrapped
+    assert_alike(gradients(compiled, training_batch(0)), gradients(plain, training_batch(0)))
+    assert compiled.state()["model"].keys() == plain.state()["model"].keys()
 
 
 def test_recomputed_dropout_gives_the_same_gradients(make_trainer: Make, training_batch: MakeBatch) -> None:
