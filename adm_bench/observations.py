@@ -157,12 +157,17 @@ class TrainedSamples:
 
     def draw(self, generator: Generator | Upsampler, ranks: Ranks, go_on: GoOn) -> Iterator[Tensor]:
         """The samples in order, uint8 (B, 3, H, W), the same on every process. Collective: go through all of it."""
-        share = min(BATCH_SIZE, math.ceil(self.num_images / ranks.size))
+        share = min(self._at_a_time(ranks), math.ceil(self.num_images / ranks.size))
         for start in range(0, self.num_images, share * ranks.size):
             # all processes draw as many; what is past the end is drawn in vain
             mine = [min(start + ranks.rank * share + place, self.num_images - 1) for place in range(share)]
             images = ranks.gather(self._draw(generator, mine, go_on).cpu())
             yield images[: self.num_images - start]
+
+    def _at_a_time(self, ranks: Ranks) -> int:
+        """Images that a process draws together: no more than it trains on together, which takes more memory."""
+        training = self.job.config.training
+        return min(BATCH_SIZE, training.microbatch_size or BATCH_SIZE, training.batch_size // ranks.size)
 
     def _draw(self, generator: Generator | Upsampler, indices: Sequence[int], go_on: GoOn) -> Tensor:
         seeds = image_seeds(self.job.seed, indices)

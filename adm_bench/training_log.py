@@ -1,6 +1,7 @@
 """What a training run writes down as it goes: JSON lines, and events for TensorBoard."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -67,10 +68,14 @@ class TrainingLog:
         return (event, step) in self._seen
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """Add a line; its numbers become points of TensorBoard's curves `event/name`."""
+        """Add a line; its numbers become points of TensorBoard's curves `event/name`.
+
+        Numbers that are not finite are null, for JSON has no others.
+        """
         if not self.writes:
             return
-        line = json.dumps({"event": event, "step": step, **values}) + "\n"
+        row = {name: None if _is_not_finite(value) else value for name, value in values.items()}
+        line = json.dumps({"event": event, "step": step, **row}, allow_nan=False) + "\n"
         with self._room(len(line)):
             self._file.write(line)
             self._file.flush()
@@ -92,6 +97,10 @@ class TrainingLog:
         for file in (self._file, self._events):
             with suppress(OSError) if error else nullcontext():
                 file.close()
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class Totals:

@@ -27,6 +27,7 @@ class Gauge:
         if device.type == "cuda":
             self._flops_per_image = network_cost(config).training_flops_per_image
             self._peak = num_devices * measure_matmul_flops(device, TYPES[precision])
+            torch.cuda.reset_peak_memory_stats(device)  # the product's matrices are no part of training
 
     def add(self, num_images: int, sec: float) -> None:
         """One more step, of all processes together."""

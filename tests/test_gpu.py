@@ -12,6 +12,9 @@ from adm_bench.cli import main
 from adm_bench.devices import choose_device
 from adm_bench.parallel import Replicated, Sharded
 from adm_bench.ranks import joined_ranks
+from generators.adm.presets import PRESETS
+from generators.adm.trainer import ClassifierTrainer
+from generators.protocol import Parallel, TrainingBatch
 from generators.training.alone import Alone
 
 pytestmark = pytest.mark.gpu
@@ -84,6 +87,30 @@ def test_processes_that_train_together_on_a_gpu(form: type[Replicated | Sharded]
         state = training.state()
         other.load(state)
         assert all(torch.equal(state[name], tensor) for name, tensor in other.state().items())
-        assert other.skips_an_overflow()
+        assert script.skips_an_overflow(form(ranks), str(device))
         rows = torch.arange(3, device=device)
         assert torch.equal(form(ranks).gather(rows), rows)
+
+
+@pytest.mark.parametrize("form", [Replicated, Sharded])
+def test_a_trainer_in_a_group_on_a_gpu(form: type[Replicated | Sharded]) -> None:
+    """A group of one takes the steps of a process without a group; validation and the state that is kept, too."""
+    device, images = choose_device("cuda"), torch.arange(3 * 8 * 8).repeat(16).view(16, 3, 8, 8).to(torch.uint8)
+
+    def numbers(parallel: Parallel) -> list[float]:
+        torch.manual_seed(0)
+        trainer = ClassifierTrainer(PRESETS["digits8_classifier"].config, device, "fp32", parallel)  # type: ignore[arg-type]
+        batches = [
+            TrainingBatch(
+                step=step, images=images, labels=torch.arange(16) % 10, seeds=range(16 * step, 16 * step + 16)
+            )
+            for step in range(4)
+        ]
+        reports = [trainer.train_step(batch) for batch in batches[:3]]
+        trainer.load_state(trainer.state())
+        seen = [report.means["loss"] for report in reports] + [trainer.validate(batches[3])["loss"]]
+        return [mean.total / mean.number for mean in seen] + [report.values["grad_norm"] for report in reports]
+
+    expected = numbers(Alone())
+    with joined_ranks(device, group_of_one=True) as ranks:
+        assert np.allclose(numbers(form(ranks)), expected, rtol=1e-4)

@@ -95,7 +95,7 @@ class NetworkTrainer(ABC):
         rate = learning_rate_at(self.training, batch.step)
         self.optimizer.zero_grad(set_to_none=True)  # no sooner: memory given back to the system costs 5 % of tiny steps
         seen = self.accumulate(batch)
-        norm = self.parallel.whole(get_total_norm(self.gradients().values()))
+        norm = self.parallel.whole(get_total_norm(self.gradients().values())).to(self.device)  # shards' is on the CPU
         seen = self.gathered(seen | {GRAD_NORM: norm.expand(len(batch.images))})
         grad_norm = (seen.pop(GRAD_NORM) / self.scale.value).max().item()  # one number, unless somebody's is not finite
         skipped = None

@@ -26,19 +26,21 @@ class GroupNorm(nn.GroupNorm):
 
         All of it is float32; the result has the input's type.
         """
+        # In half precision, where autocast leaves scale, most of a small one would be lost beside the 1.
+        multiplier = None if scale is None else 1 + scale.float()
         if _folds(input):
             factor, offset = self.weight[None], self.bias[None]
-            if scale is not None and shift is not None:
-                offset = torch.addcmul(shift.float(), offset, 1 + scale)
-                factor = factor * (1 + scale)
+            if multiplier is not None and shift is not None:
+                offset = torch.addcmul(shift.float(), offset, multiplier)
+                factor = factor * multiplier
             folded: Tensor = FoldedNorm.apply(  # type: ignore[no-untyped-call]
                 input, factor, offset, self.num_groups, self.eps, activate
             )
             return folded
         # torch.group_norm, unlike F.group_norm, takes groups of a single value: a 1x1 map of 32 channels.
         out = torch.group_norm(input.float(), self.num_groups, self.weight, self.bias, self.eps)
-        if scale is not None and shift is not None:
-            out = torch.addcmul(_over_positions(shift, out), out, 1 + _over_positions(scale, out))
+        if multiplier is not None and shift is not None:
+            out = torch.addcmul(_over_positions(shift.float(), out), out, _over_positions(multiplier, out))
         return (F.silu(out) if activate else out).to(input.dtype)
 
 

@@ -21,7 +21,9 @@ from adm_bench.checkpoints import Checkpoints
 from adm_bench.images.batches import TrainingBatches
 from adm_bench.images.digits import open_digits
 from adm_bench.observations import TrainedSamples
+from adm_bench.ranks import Ranks
 from adm_bench.training import TrainingJob
+from adm_bench.training_log import TrainingLog
 from generators.adm.presets import preset
 from generators.configuration import with_changes
 from reports.figures import sample_grid
@@ -62,7 +64,7 @@ def test_an_evaluation_is_what_sampling_the_checkpoint_gives(
     weights = next(newest.glob("ema_*.safetensors"))
     run(
         "sample", "adm", "--weights", weights, "--sampler", "ddim", "--sampling-steps", "2", "--num", "70",
-        "--batch", "64", "--seed", "3", "--out", tmp_path / "samples.npz", "--device", "cpu",
+        "--batch", "8", "--seed", "3", "--out", tmp_path / "samples.npz", "--device", "cpu",
     )  # fmt: skip
     run(
         "evaluate", reference, tmp_path / "samples.npz", "--metrics", "fid,recall", "--device", "cpu",
@@ -107,7 +109,7 @@ def test_a_picture_has_a_column_a_class_of_the_checkpoints_samples(observed: Pat
     weights = next(Checkpoints(observed / "checkpoints").list()[-1].glob("ema_*.safetensors"))
     run(
         "sample", "adm", "--weights", weights, "--sampler", "ddim", "--sampling-steps", "2", "--num", "80",
-        "--batch", "64", "--seed", "3", "--out", tmp_path / "samples.npz", "--device", "cpu",
+        "--batch", "8", "--seed", "3", "--out", tmp_path / "samples.npz", "--device", "cpu",
     )  # fmt: skip
     with np.load(tmp_path / "samples.npz") as arrays:
         images, labels = arrays["arr_0"], arrays["arr_1"]
@@ -156,6 +158,34 @@ def test_only_classes_that_the_data_has_are_sampled(tmp_path: Path) -> None:
     unconditional = with_changes(config, {"model.num_classes": None})
     job = TrainingJob(trainer="adm", config=unconditional, dataset=open_digits(8), device=torch.device("cpu"))
     assert TrainedSamples(job=job, folder=tmp_path, num_images=25, options=OPTIONS).labels is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"training.batch_size": 100}, [64, 6]),
+        ({"training.batch_size": 24}, [24, 24, 22]),
+        ({"training.batch_size": 100, "training.microbatch_size": 30}, [30, 30, 10]),
+    ],
+)
+def test_no_more_images_are_sampled_together_than_trained_on(
+    changes: dict[str, int], expected: list[int], tmp_path: Path
+) -> None:
+    """Sides of 512 pixels train by few images a process, and 64 would not fit beside the training."""
+    config = with_changes(preset("digits8").config, changes)
+    job = TrainingJob(trainer="adm", config=config, dataset=open_digits(8), device=torch.device("cpu"))
+    drawn: list[int] = []
+
+    class Blank:
+        def sample(self, seeds: Sequence[int], labels: torch.Tensor, evaluated: Any) -> torch.Tensor:
+            assert len(seeds) == len(labels)
+            evaluated()
+            drawn.append(len(set(seeds)))  # what is past the end repeats the last
+            return torch.zeros(len(seeds), 3, 8, 8, dtype=torch.uint8)
+
+    samples = TrainedSamples(job=job, folder=tmp_path, num_images=70, options=OPTIONS)
+    parts = list(samples.draw(Blank(), Ranks(), lambda: None))  # type: ignore[arg-type]
+    assert [len(part) for part in parts] == drawn == expected
 
 
 def test_a_signal_cuts_an_evaluation_short_which_is_made_when_the_run_goes_on(
@@ -219,3 +249,17 @@ def test_such_a_run_can_be_inspected(observed: Path, run: Run) -> None:
     found = json.loads(run("inspect", observed).stdout)
     assert found["what"] == "training run"
     assert [*found["checkpoints"]] == ["step_00000002", "step_00000004"]
+
+
+def test_lines_of_a_log_are_json_whatever_was_seen(tmp_path: Path) -> None:
+    """Of an averaged network that has diverged, say."""
+
+    def refuse_constant(name: str) -> None:
+        pytest.fail(f"{name} is no JSON")
+
+    with TrainingLog(tmp_path, 0) as log:
+        log.write("validation", 3, {"loss": float("nan"), "loss_q0": -float("inf"), "loss_q1": 0.5, "images": 7})
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse_constant) == {
+        "event": "validation", "step": 3, "loss": None, "loss_q0": None, "loss_q1": 0.5, "images": 7,
+    }  # fmt: skip

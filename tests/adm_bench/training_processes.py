@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,9 +15,12 @@ from torch import Tensor
 from adm_bench.errors import AlreadySaidError
 from adm_bench.parallel import parallel_for
 from adm_bench.ranks import Ranks, joined_ranks
+from generators.adm.presets import PRESETS
+from generators.adm.trainer import ClassifierTrainer
 from generators.diffusion.losses import training_losses
 from generators.diffusion.process import Diffusion, DiffusionConfig
-from generators.protocol import Parallel
+from generators.protocol import Parallel, TrainingBatch
+from generators.training.loss_scale import START
 from generators.unet.config import UNetConfig
 from generators.unet.unet import UNet
 
@@ -62,7 +66,7 @@ class Training:
         losses = training_losses(self.diffusion, denoise, images[mine], steps[mine], noise[mine])
         return losses["loss"].mean()
 
-    def backward(self, step: int, parts: int = 1, scaler: torch.amp.GradScaler | None = None) -> float:
+    def backward(self, step: int, parts: int = 1) -> float:
         """Gradients of a batch, from nothing; the mean loss of all processes."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros(1, device=self.device)
@@ -70,7 +74,7 @@ class Training:
             last = part == parts - 1
             with nullcontext() if last else self.parallel.accumulating(self.wrapped):
                 loss = self.loss(step, part, parts) / parts
-                (loss if scaler is None else scaler.scale(loss)).backward()
+                loss.backward()
             total += loss.detach()
         return self.parallel.gather(total).mean().item()
 
@@ -107,21 +111,36 @@ class Training:
             for group, into in (("model", parameter), ("average", self.average[name]), *moments.items()):
                 self.parallel.copy(state[f"{group}/{name}"], into)
 
-    def skips_an_overflow(self) -> bool:
-        """Whether an infinity in one process's gradient halves the scale and changes nothing on all."""
-        before = {name: tensor.clone() for name, tensor in self.state().items()}
-        scaler = torch.amp.GradScaler(torch.device(self.device).type, init_scale=8.0)
-        self.backward(0, scaler=scaler)
-        gradient = next(iter(self.parameters.values())).grad
-        local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-        if self.parallel.rank == 0 or local is gradient:  # whole gradients are equal everywhere, infinities too
-            local.view(-1)[0] = torch.inf
-        scaler.step(self.optimizer)
-        scaler.update()
-        after = self.state()
-        unchanged = all(torch.equal(before[name], after[name]) for name in before)
-        answers = self.parallel.gather(torch.tensor([unchanged, scaler.get_scale() == 4.0], device=self.device).int())
-        return bool(answers.all())
+
+def skips_an_overflow(parallel: Parallel, device: str = "cpu") -> bool:
+    """Whether gradients that overflow on one process halve the loss scale, and change nothing else, on all."""
+    torch.manual_seed(0)
+    trainer = ClassifierTrainer(PRESETS["digits8_classifier"].config, torch.device(device), "fp16", parallel)
+    mine = range(BATCH * parallel.rank, BATCH * (parallel.rank + 1))
+    images = torch.stack([torch.full((3, 8, 8), 30 * index, dtype=torch.uint8) for index in mine])
+    batch = TrainingBatch(step=0, images=images, labels=torch.tensor(mine), seeds=mine)
+    before = {(group, name): t.clone() for group, tensors in trainer.state().items() for name, t in tensors.items()}
+    terms = trainer.terms
+
+    def overflowing(*inputs: Any) -> dict[str, Tensor]:
+        found = terms(*inputs)
+        found["loss"].register_hook(lambda gradient: gradient * torch.inf)
+        return found
+
+    if parallel.rank == 0:
+        trainer.terms = overflowing  # type: ignore[method-assign]
+    skipped = trainer.train_step(batch)
+    after = {(group, name): tensor for group, tensors in trainer.state().items() for name, tensor in tensors.items()}
+    changed = [key for key, tensor in before.items() if not torch.equal(after[key], tensor)]
+    trainer.terms = terms  # type: ignore[method-assign]
+    following = trainer.train_step(batch)
+    held = (
+        changed == [("counters", "loss_scale")]
+        and (skipped.skipped or "").startswith("the norm of the gradients is ")
+        and following.skipped is None
+        and [each.values["loss_scale"] for each in (skipped, following)] == [START, START / 2]
+    )
+    return bool(parallel.gather(torch.tensor([held], device=device).int()).all())
 
 
 def record(training: Training) -> dict[str, Tensor]:
@@ -158,7 +177,7 @@ def train(ranks: Ranks, folder: Path) -> None:
         resumed.load(alone)
         found |= {f"kept/{name}": tensor for name, tensor in resumed.state().items()}
         found["from_alone"] = more(resumed)
-        found["skips_an_overflow"] = torch.tensor(resumed.skips_an_overflow())
+        found["skips_an_overflow"] = torch.tensor(skips_an_overflow(parallel))
         mine = torch.arange(3)[:, None] + 10 * ranks.rank
         found |= {"gathered": parallel.gather(mine), "gathered_bool": parallel.gather(mine > 5)}
         if ranks.is_first:

@@ -62,6 +62,17 @@ def test_folded_norm_equals_torchs(groups_of: int, dtype: torch.dtype, *, infere
     torch.testing.assert_close(folded, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_small_scale_in_half_precision_is_not_lost_beside_the_1(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    norm, x = filled(GroupNorm(32)), torch.randn(2, 32, 4, 4).to(memory_format=layout)
+    scale, shift = (torch.full((2, 32), value, dtype=dtype) for value in (2.0**-12, 2.0**-5))
+    assert norm(x, scale, shift).equal(norm(x, scale.float(), shift.float()))
+    assert not norm(x, scale, shift).equal(norm(x, torch.zeros_like(scale), shift))
+
+
 @pytest.mark.parametrize("groups_of", [1, 2, 4])
 @pytest.mark.parametrize("activate", [True, False])
 @pytest.mark.parametrize("conditions", [0, 1, 3], ids=["plain", "shared", "conditioned"])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -69,6 +70,17 @@ def test_microbatches_and_recomputed_activations_give_the_same_gradients(
         found[way] = gradients(trainer, batch)
     for way in list(ways)[1:]:
         assert_alike(found[way], found["whole"])
+
+
+def test_a_compiled_network_gives_the_same_gradients_and_keeps_its_names(
+    make_trainer: Make, training_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch traces it, without the minutes that its kernels take to build."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = (make_trainer("classifier", filled=True, **{"training.compile": way}) for way in (False, True))
+    assert compiled.called is not compiled.wrapped
+    assert_alike(gradients(compiled, training_batch(0)), gradients(plain, training_batch(0)))
+    assert compiled.state()["model"].keys() == plain.state()["model"].keys()
 
 
 def test_recomputed_dropout_gives_the_same_gradients(make_trainer: Make, training_batch: MakeBatch) -> None:
@@ -353,3 +365,26 @@ def test_two_processes_report_and_learn_as_one(make_trainer: Make, training_batc
         assert trainer.state()["counters"]["optimizer_steps"] == 1
     assert [r[1].skipped for r in reports] == ["the loss is nan"] * 2
     assert all(math.isnan(r[1].values["grad_norm"]) for r in reports)
+
+
+class Afar:
+    """A tensor on another device than the trainer's, with which nothing can be done before it is moved."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def to(self, device: torch.device) -> Tensor:
+        return self.tensor.to(device)
+
+
+class GathersOnTheHost(Alone):
+    """What shares on a GPU do: whole tensors come back on the CPU."""
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return Afar(tensor)  # type: ignore[return-value]
+
+
+def test_a_norm_that_comes_back_on_another_device_is_moved(make_trainer: Make, training_batch: MakeBatch) -> None:
+    trainers = [make_trainer("classifier", parallel=parallel) for parallel in (GathersOnTheHost(), Alone())]
+    reports = [trainer.train_step(training_batch(0)) for trainer in trainers]
+    assert reports[0] == reports[1]
