@@ -51,7 +51,9 @@ MOST_COLUMNS = 20
 @click.option("--sharding", type=click.Choice(("none", "full")), default="none", help="full: FSDP2 instead of DDP.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network; pays on GPUs.")
 @labels_from_option
-@click.option("--skip-bad", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out N unreadable images.")
+@click.option(
+    "--skip-bad", type=click.IntRange(min=0), default=0, metavar="N", help="Pass over up to N unreadable images."
+)
 @click.option("--workers", type=POSITIVE, help="Threads that decode images.  [default: as many as cores]")
 @click.option("--checkpoint-every", type=POSITIVE, default=500, help="Steps between checkpoints.")
 @click.option("--keep", type=POSITIVE, default=3, help="Newest checkpoints to keep.")
@@ -99,12 +101,7 @@ def command(
     is_sharded = settings["sharding"] == "full"
     with joined_ranks(choose_device(device), group_of_one=is_sharded) as ranks:
         with ranks.agreeing():
-            dataset = open_dataset(
-                data,
-                config.model.image_size,
-                labels=settings["labels_from"],
-                skip_bad=settings["skip_bad"],
-            )
+            dataset = open_dataset(data, config.model.image_size, labels=settings["labels_from"])
             job = TrainingJob(
                 trainer=trainer,
                 config=config,
@@ -113,6 +110,7 @@ def command(
                 precision=precision,
                 seed=seed,
                 start_from=settings["start_from"],
+                skip_bad=settings["skip_bad"],
             )
             observations = () if dry_run else _observations(job, out, settings)
         if dry_run:
@@ -188,7 +186,7 @@ def _observations(job: "TrainingJob", out: Path, settings: dict[str, Any]) -> "t
     if settings["validation"] is not None:
         size = job.config.model.image_size
         dataset = open_dataset(settings["validation"], size, labels=settings["labels_from"])
-        found.append(Validation(every=settings["validate_every"], dataset=dataset))
+        found.append(Validation(every=settings["validate_every"], dataset=dataset, skip_bad=settings["skip_bad"]))
     if settings["samples_every"] is not None:
         classes = job.config.model.num_classes
         columns = GRID_SIDE

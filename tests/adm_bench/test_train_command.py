@@ -77,7 +77,7 @@ def test_images_decide_the_number_of_steps(run: Run, tmp_path: Path) -> None:
 def test_a_run_that_never_began_stands_in_nobodys_way(
     pictures: Path, run: Run, refuse: Refuse, tiny: Sequence[str], tmp_path: Path
 ) -> None:
-    """An image turns out to be unreadable: the command with --skip-bad, another configuration, has to be possible."""
+    """An image turns out to be unreadable: the command has to be possible in another way."""
     (pictures / "b_bad.png").write_bytes((pictures / "b_1.png").read_bytes()[:80])
     command = ["train", "adm", "--data", pictures, "--out", tmp_path / "run", "--steps", "2", *tiny]
     assert "has no labels, but model.num_classes is 10" in refuse(*command)
