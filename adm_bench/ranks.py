@@ -116,8 +116,8 @@ class Ranks:
         if self.size == 1:
             return [text]
         content = text.encode()
-        padded = torch.zeros(1, self.highest(len(content)), dtype=torch.uint8)
-        padded[0, : len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        padded = torch.zeros(1, max(1, self.highest(len(content))), dtype=torch.uint8)
+        padded[0, : len(content)] = torch.tensor([*content], dtype=torch.uint8)
         return [row.numpy().tobytes().rstrip(b"\0").decode() for row in self.gather(padded)]
 
     def collect(self, mine: Part | None) -> Iterator[Part]:
