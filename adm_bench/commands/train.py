@@ -90,8 +90,10 @@ def command(
     TRAINER is adm, classifier or upsampler. Killed and repeated, the command goes on where it was. Started by
     torchrun, its processes share every batch.
     """
+    from adm_bench import progress
     from adm_bench.compute import network_cost
     from adm_bench.devices import choose_device
+    from adm_bench.images.encoded import EncodedImages
     from adm_bench.images.sources import open_dataset
     from adm_bench.ranks import joined_ranks
     from adm_bench.training import Routine, TrainingJob, train
@@ -102,6 +104,9 @@ def command(
     with joined_ranks(choose_device(device), group_of_one=is_sharded) as ranks:
         with ranks.agreeing():
             dataset = open_dataset(data, config.model.image_size, labels=settings["labels_from"])
+            if ranks.is_first and isinstance(dataset, EncodedImages):
+                for note in filter(None, (dataset.left_out(), dataset.empty_classes())):
+                    progress.say(f"note: {dataset.name}: {note}")
             job = TrainingJob(
                 trainer=trainer,
                 config=config,

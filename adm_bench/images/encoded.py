@@ -23,7 +23,7 @@ from adm_bench.images.decoding import (
     read_header,
     require_taken,
 )
-from adm_bench.images.labels import LabelSource, read_labels
+from adm_bench.images.labels import LabelSource, read_labels, wrapping_folders
 from adm_bench.images.stores import NoImagesError, Store
 
 READ_AHEAD = 256
@@ -148,6 +148,19 @@ class EncodedImages:
         return (
             f"{len(names)} files that begin as images do are left out, since their names do not end in "
             f"{', '.join(SUFFIXES)} (such as {printable(names[0])}); rename them, or move them away"
+        )
+
+    def empty_classes(self) -> str | None:
+        """In words, the folders that would be classes and hold no images; None where there are none."""
+        if self.labels_from != "folders":
+            return None
+        beside = wrapping_folders(self.store.inner_names())[-1]
+        empty = [name for name in self.store.empty_folders() if name.rpartition("/")[0] == beside.rstrip("/")]
+        if not empty:
+            return None
+        return (
+            f"{len(empty)} folders hold no images, so they are no classes (such as {printable(empty[0])}): classes are "
+            "numbered without them"
         )
 
     def fingerprint(self) -> str:

@@ -88,6 +88,19 @@ def test_a_run_that_never_began_stands_in_nobodys_way(
     assert "holds a run that differs (seed: 0 -> 1); choose another --out" in line
 
 
+def test_what_a_folder_holds_and_training_leaves_out_is_said(
+    pictures: Path, run: Run, tiny: Sequence[str], tmp_path: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for path in pictures.glob("?_?.png"):
+        (tmp_path / "set" / path.name[0] / path.name.removesuffix("5.png")).write_bytes(path.read_bytes())
+    options = ["--out", tmp_path / "run", *tiny, "--batch", "4", "--dry-run"]
+    said = run("train", "adm", "--data", tmp_path / "set", *options).stderr
+    assert "set: 1 files that begin as images do are left out" in said
+    assert "set: 1 folders hold no images, so they are no classes (such as c): classes are numbered without" in said
+
+
 def test_validation_images_of_other_classes_are_refused(pictures: Path, refuse: Refuse, tmp_path: Path) -> None:
     """Labels are ranks of names, and would mean other classes."""
     other = tmp_path / "other"

@@ -108,6 +108,39 @@ def test_a_dataset_json_is_trained_on_in_its_own_order(kind: str, root: Path) ->
     assert trained_on(opened(source, labels="none")) == labelled([None] * 6)
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_dataset_json_counts_inside_the_folder_that_wraps_everything(
+    kind: str, stated: bool, root: Path, tmp_path: Path
+) -> None:
+    """Otherwise EDM's folders, which hold a thousand images each and mean nothing, would be taken for classes."""
+    inner = tmp_path / "outer" / "cifar10"
+    inner.parent.mkdir()
+    shutil.copytree(root, inner)
+    names = [f"{folder}/{name}" for folder, name in zip(FOLDERS, NAMES, strict=True)]
+    labels: list[int | None] = [5, 0, 3, 3, 1, 9]
+    rows = [list(row) for row in zip(names, labels, strict=True)] if stated else None
+    (inner / "dataset.json").write_text(json.dumps({"labels": rows}))
+    source = tmp_path / "outer"
+    if kind == "zip":
+        source = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "outer"))
+    if kind == "tar":
+        source = Path(shutil.make_archive(str(tmp_path / "set"), "tar", tmp_path / "outer"))
+    assert trained_on(opened(source)) == labelled(labels if stated else [None] * 6)
+    assert trained_on(opened(source, labels="folder")) == labelled([0, 0, 1, 1, 2, 2])
+
+
+def test_folders_without_images_are_no_classes_and_are_told_of(root: Path) -> None:
+    assert opened(root).empty_classes() is None
+    for name in ("xylophone/inside", "x/below", ".hidden", "w"):
+        (root / name).mkdir(parents=True)
+    assert opened(root).class_names == ("x", "y", "z")
+    assert str(opened(root).empty_classes()).startswith("2 folders hold no images, so they are no classes (such as w)")
+    assert opened(root.parent).store.empty_folders() == ["set/w", "set/x/below", "set/xylophone"]
+    assert "(such as set/w)" in str(opened(root.parent).empty_classes())
+    assert opened(root, labels="prefix").empty_classes() is None
+
+
 def test_lmdbs_and_arrays_are_trained_on(root: Path, tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "lsun"), map_size=2**24) as environment, environment.begin(write=True) as transaction:
         for index, path in enumerate(sorted(root.rglob("*.png"), key=lambda path: NAMES.index(path.name))):
