@@ -20,8 +20,8 @@ def require_fit(data: Dataset, config: NetworkConfig) -> None:
     if data.num_classes is None:
         raise InputError(
             f"data set {data.name} has no labels, but model.num_classes is {model.num_classes}; where names of files "
-            "begin with their class, give --labels prefix, and for a network without classes --set "
-            "model.num_classes=none"
+            "begin with their class, give --labels prefix; where folders are classes, --labels folder says which image "
+            "is in none; and for a network without classes, --set model.num_classes=none"
         )
     if data.num_classes > model.num_classes:
         raise InputError(

@@ -50,7 +50,8 @@ def read_labels(store: Store, source: LabelSource = "auto") -> FoundLabels:
     if source == "folder":
         raise InputError(
             f"{store.root}: --labels folder: expected every image in a folder of its class, and two classes or more; "
-            "put them there, or choose other labels (--labels prefix, --labels none)"
+            f"{store.names[_outside(store.inner_names())]} is in none of its own: put it there, or choose other labels "
+            "(--labels prefix, --labels none)"
         )
     return FoundLabels()
 
@@ -82,6 +83,12 @@ def _folders(names: Sequence[str]) -> list[str] | None:
         return None
     owners = {folder: each[depth] for folder, each in parts.items()}
     return [owners[folder] for folder in folders]
+
+
+def _outside(names: Sequence[str]) -> int:
+    """Place of an image that lies in no folder but those that all share."""
+    wrapping = wrapping_folders(names)[-1]
+    return next(place for place, name in enumerate(names) if "/" not in name.removeprefix(wrapping))
 
 
 def wrapping_folders(names: Iterable[str]) -> list[str]:

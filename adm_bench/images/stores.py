@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import pairwise
+from itertools import compress, pairwise
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
@@ -134,13 +134,16 @@ class FolderStore(Store):
 
     def unnamed(self) -> list[str]:
         """See `Store`; what cannot be read is passed over."""
-        found = []
-        for name in sorted(self._others, key=by_folder):
+
+        def look(name: str) -> bool:
             path = self.root / name
             with suppress(OSError):
-                if path.is_file() and begins_as_image(_beginning(path)):
-                    found.append(name)
-        return found
+                return path.is_file() and begins_as_image(_beginning(path))
+            return False
+
+        names = sorted(self._others, key=by_folder)
+        with ThreadPoolExecutor(STAT_THREADS, "stat") as threads:
+            return list(compress(names, threads.map(look, names)))
 
     def empty_folders(self) -> list[str]:
         """See `Store`; of folders in one another, the outermost."""

@@ -83,6 +83,10 @@ def test_names_are_no_classes_unless_asked_for(root: Path) -> None:
     assert opened(flat).num_classes is None
     with pytest.raises(InputError, match=r"flat: --labels folder: expected every image in a folder of its class"):
         opened(flat, labels="folder")
+    picture(8).save(root / "stray.png")  # among folders of classes
+    assert opened(root.parent / "set").num_classes is None
+    with pytest.raises(InputError, match=r"set: --labels folder: .* two classes or more; stray.png is in none of its"):
+        opened(root, labels="folder")
     assert opened(flat, labels="prefix").num_classes == 3
     picture(9).save(flat / "no.png")
     with pytest.raises(InputError, match=r'flat/no.png: --labels prefix: .* the names of 1 of 7 images have no "_"'):
