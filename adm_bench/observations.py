@@ -55,13 +55,18 @@ class Validation:
     skip_bad: int = 0
     """As of `adm_bench.training.TrainingJob`."""
 
-    def check(self, job: TrainingJob) -> None:
+    def check(self, job: TrainingJob, ranks: Ranks) -> None:
         """See `Observation`."""
         if not hasattr(registry.load("trainers", job.trainer), "validate"):
             raise InputError(
                 f"trainer '{job.trainer}' cannot be validated, only classifiers can; leave --validation away"
             )
         require_fit(self.dataset, job.config)
+        if len(self.dataset) < ranks.size:
+            raise InputError(
+                f"--validation {self.dataset.name}: holds {len(self.dataset)} images, which {ranks.size} processes "
+                "cannot share; give as many or more"
+            )
         names = [each.class_names if isinstance(each, EncodedImages) else () for each in (job.dataset, self.dataset)]
         if all(names) and names[0] != names[1]:
             odd = min({*names[0]} ^ {*names[1]})
@@ -78,7 +83,7 @@ class Validation:
         """
         assert isinstance(trainer, Validated)  # as checked
         totals, num_images = Totals(), 0
-        shared = max(1, len(self.dataset) // ranks.size)
+        shared = len(self.dataset) // ranks.size
         batches = TrainingBatches(
             self.dataset,
             batch_size=min(BATCH_SIZE, shared) * ranks.size,
@@ -203,7 +208,7 @@ class SampleGrid:
     samples: TrainedSamples
     columns: int
 
-    def check(self, job: TrainingJob) -> None:  # noqa: ARG002  the samples know it
+    def check(self, job: TrainingJob, ranks: Ranks) -> None:  # noqa: ARG002  the samples know it
         """See `Observation`."""
         self.samples.check()
 
@@ -232,7 +237,7 @@ class OnlineEvaluation:
     features: Features
     metrics: Sequence[Metric]
 
-    def check(self, job: TrainingJob) -> None:
+    def check(self, job: TrainingJob, ranks: Ranks) -> None:  # noqa: ARG002  the protocol's
         """See `Observation`."""
         self.samples.check()
         size = job.config.model.image_size

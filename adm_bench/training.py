@@ -97,8 +97,8 @@ class Observation(Protocol):
     def every(self) -> int:
         """Steps from one observation to the next."""
 
-    def check(self, job: TrainingJob) -> None:
-        """InputError, before training begins, where it could not look at such a network."""
+    def check(self, job: TrainingJob, ranks: Ranks) -> None:
+        """InputError, before training begins, where they could not look at such a network. Not collective."""
 
     def observe(self, trainer: Trainable, step: int, ranks: Ranks, go_on: GoOn) -> Mapping[str, Any]:
         """What is to be logged after `step` steps, by the first process. Collective.
@@ -173,7 +173,7 @@ def train(
         with ranks.agreeing():
             job.check()
             for observation in routine.observations:
-                observation.check(job)
+                observation.check(job, ranks)
             if ranks.is_first and (overwrite or not run.checkpoints.list()):
                 job.check_start()  # before anything is written
             if ranks.is_first:

@@ -17,8 +17,12 @@ from adm_bench.errors import InputError
 from adm_bench.images.batches import STAND_INS, TrainingBatches, training_record
 from adm_bench.images.dataset import TrainingOrder
 from adm_bench.images.sources import open_dataset
+from adm_bench.observations import Validation
 from adm_bench.ranks import Ranks
+from adm_bench.training import TrainingJob
 from adm_bench.training_data import PassedOver
+from generators.adm.presets import preset
+from generators.configuration import with_changes
 from generators.diffusion.noise import Stream, mix_seed
 
 COUNT, BATCH = 12, 4
@@ -160,6 +164,19 @@ def test_validation_passes_over_as_many(
     run(*command, "--skip-bad", "2")
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert (line["event"], line["images"], line["unreadable"]) == ("validation", 12, 2)
+
+
+def test_validation_images_must_be_enough_for_every_process(whole: Path) -> None:
+    job = TrainingJob(
+        trainer="classifier",
+        config=with_changes(preset("digits8_classifier").config, {"model.num_classes": 2}),
+        dataset=open_dataset(str(whole), 8, labels="prefix"),
+        device=torch.device("cpu"),
+    )
+    validation = Validation(every=1, dataset=job.dataset)
+    validation.check(job, Ranks(size=COUNT))
+    with pytest.raises(InputError, match="holds 12 images, which 13 processes cannot share; give as many or more"):
+        validation.check(job, Ranks(size=COUNT + 1))
 
 
 class Two(Ranks):
