@@ -22,7 +22,7 @@ from adm_bench.evaluation import evaluate
 from adm_bench.extraction import Extraction
 from adm_bench.files import PARTIAL_SUFFIX, atomic_path, file_sha256
 from adm_bench.images.batches import TrainingBatches
-from adm_bench.images.dataset import Dataset, Labels, TrainingOrder
+from adm_bench.images.dataset import Dataset, Labels
 from adm_bench.images.encoded import EncodedImages
 from adm_bench.images.iterated import IteratedImages
 from adm_bench.ranks import Ranks
@@ -30,7 +30,8 @@ from adm_bench.records import Circumstances, evaluated, write_records
 from adm_bench.references import Reference
 from adm_bench.runs import EVALUATIONS_FILE, SAMPLES_FOLDER
 from adm_bench.sampling import build_generator, choose_labels, image_seeds
-from adm_bench.training import GoOn, TrainingJob, require_fit
+from adm_bench.training import GoOn, TrainingJob
+from adm_bench.training_data import PassedOver, require_fit
 from adm_bench.training_log import Totals
 from generators.adm.config import GuideConfig
 from generators.configuration import from_mapping, to_mapping
@@ -51,14 +52,21 @@ class Validation:
     event: ClassVar[str] = "validation"
     every: int
     dataset: Dataset
+    skip_bad: int = 0
+    """As of `adm_bench.training.TrainingJob`."""
 
-    def check(self, job: TrainingJob) -> None:
+    def check(self, job: TrainingJob, ranks: Ranks) -> None:
         """See `Observation`."""
         if not hasattr(registry.load("trainers", job.trainer), "validate"):
             raise InputError(
                 f"trainer '{job.trainer}' cannot be validated, only classifiers can; leave --validation away"
             )
         require_fit(self.dataset, job.config)
+        if len(self.dataset) < ranks.size:
+            raise InputError(
+                f"--validation {self.dataset.name}: holds {len(self.dataset)} images, which {ranks.size} processes "
+                "cannot share; give as many or more"
+            )
         names = [each.class_names if isinstance(each, EncodedImages) else () for each in (job.dataset, self.dataset)]
         if all(names) and names[0] != names[1]:
             odd = min({*names[0]} ^ {*names[1]})
@@ -70,11 +78,12 @@ class Validation:
     def observe(self, trainer: Trainable, step: int, ranks: Ranks, go_on: GoOn) -> Mapping[str, Any]:  # noqa: ARG002
         """Go through the images in their order, cropped in the middle, with the same noise every time.
 
-        Fewer than the processes' number may be left out at the end, for all take as many.
+        Fewer than the processes' number may be left out at the end, for all take as many. In the place of an unreadable
+        one another is taken, always the same.
         """
         assert isinstance(trainer, Validated)  # as checked
         totals, num_images = Totals(), 0
-        shared = max(1, len(self.dataset) // ranks.size)
+        shared = len(self.dataset) // ranks.size
         batches = TrainingBatches(
             self.dataset,
             batch_size=min(BATCH_SIZE, shared) * ranks.size,
@@ -82,12 +91,20 @@ class Validation:
             shuffled=False,
             rank=ranks.rank,
             size=ranks.size,
+            passes_over=self.skip_bad > 0,
         )
         for batch in batches.whole_pass():
             go_on()
             totals.add(trainer.validate(batch))
             num_images += len(batch.images) * ranks.size
-        return {"images": num_images, **totals.taken()}
+        self._passed_over.join(batches.passed_over, ranks)
+        unreadable = len(self._passed_over.indices)
+        return {"images": num_images, **({"unreadable": unreadable} if unreadable else {}), **totals.taken()}
+
+    @cached_property
+    def _passed_over(self) -> PassedOver:
+        """What all validations of a start have met: each image is told of once."""
+        return PassedOver(self.skip_bad)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +143,9 @@ class TrainedSamples:
     @cached_property
     def _enlarged(self) -> list[int]:
         """Which images of the data set an upsampler enlarges."""
-        return TrainingOrder(len(self.job.dataset), 1, self.job.seed).at(range(self.num_images))
+        job = self.job
+        batches = TrainingBatches(job.dataset, batch_size=1, seed=job.seed, passes_over=job.skip_bad > 0)
+        return batches.taken(self.num_images)
 
     @contextmanager
     def opened(self, trainer: Trainable, ranks: Ranks) -> Iterator[tuple[Generator | Upsampler, str]]:
@@ -194,7 +213,7 @@ class SampleGrid:
     samples: TrainedSamples
     columns: int
 
-    def check(self, job: TrainingJob) -> None:  # noqa: ARG002  the samples know it
+    def check(self, job: TrainingJob, ranks: Ranks) -> None:  # noqa: ARG002  the samples know it
         """See `Observation`."""
         self.samples.check()
 
@@ -223,7 +242,7 @@ class OnlineEvaluation:
     features: Features
     metrics: Sequence[Metric]
 
-    def check(self, job: TrainingJob) -> None:
+    def check(self, job: TrainingJob, ranks: Ranks) -> None:  # noqa: ARG002  the protocol's
         """See `Observation`."""
         self.samples.check()
         size = job.config.model.image_size

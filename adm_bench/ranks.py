@@ -40,7 +40,8 @@ class Part:
 class Ranks:
     """The place of this process among all; one that `torchrun` did not start is alone.
 
-    `agree`, `highest`, `any`, `barrier` and `gather` are collective: every process calls them, in one order.
+    `agree`, `highest`, `any`, `barrier`, `gather` and `gather_texts` are collective: every process calls them, in one
+    order.
     """
 
     rank: int = 0
@@ -109,6 +110,15 @@ class Ranks:
         joined = mine.new_empty(self.size * mine.shape[0], *mine.shape[1:])
         dist.all_gather(list(joined.chunk(self.size)), mine)
         return joined
+
+    def gather_texts(self, text: str) -> list[str]:
+        """What each process says, without NUL, in the order of ranks: the same everywhere."""
+        if self.size == 1:
+            return [text]
+        content = text.encode()
+        padded = torch.zeros(1, max(1, self.highest(len(content))), dtype=torch.uint8)
+        padded[0, : len(content)] = torch.tensor([*content], dtype=torch.uint8)
+        return [row.numpy().tobytes().rstrip(b"\0").decode() for row in self.gather(padded)]
 
     def collect(self, mine: Part | None) -> Iterator[Part]:
         """On the first process, every process's part in the order of ranks; on others, nothing.

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,19 @@ FEW = 10
 """As many examples are named."""
 
 
+class Gist(NamedTuple):
+    """What is counted of one image's pixels."""
+
+    hash: int
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, pixels: Images) -> "Gist":
+        """Of any layout that is the same for all."""
+        return cls(int(pixel_hashes(pixels[None])[0]), int(pixels.min()), int(pixels.max()))
+
+
 @dataclass(kw_only=True)
 class Pixels:
     """What is counted of the images as they pass."""
@@ -38,10 +51,10 @@ class Pixels:
     low: int = 255
     high: int = 0
 
-    def add(self, pixels: Images) -> None:
-        """Count one image, of any layout that is the same for all."""
-        self.hashes.append(int(pixel_hashes(pixels[None])[0]))
-        self.low, self.high = min(self.low, int(pixels.min())), max(self.high, int(pixels.max()))
+    def add(self, image: Gist) -> None:
+        """Count one image."""
+        self.hashes.append(image.hash)
+        self.low, self.high = min(self.low, image.low), max(self.high, image.high)
 
     def duplicates(self, name: Callable[[int], str | int]) -> dict[str, Any]:
         """How many images equal an earlier one, pixel for pixel, and the first few of them."""
@@ -85,11 +98,10 @@ def survey_store(store: Store, size: int | None = None, labels: LabelSource = "a
     counters: dict[str, Counter[str]] = {"modes": Counter(), "formats": Counter()}
     lossy = 0
 
-    def look(index: int) -> tuple[Header, Images] | ValueError:
+    def look(index: int) -> tuple[Header, Gist] | ValueError:
         try:
             content = store.read(index)
-            header = read_header(content)
-            return header, decode(content, Preparation(convert=True))
+            return read_header(content), Gist.of(decode(content, Preparation(convert=True)))
         except ValueError as error:
             return error
 
@@ -108,7 +120,7 @@ def survey_store(store: Store, size: int | None = None, labels: LabelSource = "a
             counters["formats"][header.format] += 1
             lossy += header.lossy
     number = len(readable)
-    unnamed = store.unnamed()
+    unnamed, empty = store.unnamed(), store.empty_folders()
     options = {
         "--size SIDE": len(sizes.counter) > 1,
         "--convert": bool(counters["modes"].keys() - {"RGB"}),
@@ -129,6 +141,7 @@ def survey_store(store: Store, size: int | None = None, labels: LabelSource = "a
         "unreadable": _few(bad),
         "never_taken": _few(refused),
         "left_out_by_name": {"number": len(unnamed), "first": [printable(name) for name in unnamed[:FEW]]},
+        "empty_folders": {"number": len(empty), "first": [printable(name) for name in empty[:FEW]]},
         "duplicates": pixels.duplicates(lambda index: printable(store.names[readable[index]])),
         "labels": _labels_of(store, readable, labels),
         "serves": {**served, "with_options": needed},
@@ -190,7 +203,7 @@ def survey_arrays(images: ImageSet, size: int | None = None) -> dict[str, Any]:
     with progress.stage(f"inspect {images.name}", len(images), "images") as advance:
         for batch in images.batches(BATCH_SIZE):
             for image in batch:
-                pixels.add(image)
+                pixels.add(Gist.of(image))
             advance(len(batch))
     found: dict[str, Any] = {
         "images": {

@@ -20,6 +20,7 @@ from adm_bench.images.dataset import Dataset
 from adm_bench.interruption import InterruptedWorkError, Interruption, interruptible
 from adm_bench.ranks import Ranks
 from adm_bench.runs import TrainingRun
+from adm_bench.training_data import PassedOver, require_fit
 from adm_bench.training_log import Totals, TrainingLog, observation_note, step_note
 from adm_bench.utilisation import Gauge
 from generators.adm.config import NetworkConfig
@@ -33,6 +34,8 @@ GoOn = Callable[[], None]
 """To be called now and then in long work, by all processes alike; it raises where a signal asks them to end."""
 TIME_IS_UP = 1
 """What processes tell each other beside the numbers of signals, of which no one that is handled here is 1."""
+UNREADABLE = 1000
+"""That one of them has met an unreadable image, which they then speak about first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class TrainingJob:
     seed: int = 0
     start_from: Path | None = None
     """A file of OpenAI's training to begin with, instead of fresh weights."""
+    skip_bad: int = 0
+    """As many images may be unreadable: others, which their places decide, are taken instead; 0 makes one an error."""
 
     def plan(self) -> dict[str, Any]:
         """What decides the weights, as plain data; a run goes on only under an equal plan."""
@@ -82,26 +87,6 @@ class TrainingJob:
             )
 
 
-def require_fit(data: Dataset, config: NetworkConfig) -> None:
-    """InputError where a data set is not what a network is trained on, or validated with."""
-    model = config.model
-    if data.image_size != model.image_size:
-        raise InputError(f"data set {data.name} has size {data.image_size}, but model.image_size is {model.image_size}")
-    if model.num_classes is None:
-        return
-    if data.num_classes is None:
-        raise InputError(
-            f"data set {data.name} has no labels, but model.num_classes is {model.num_classes}; where names of files "
-            "begin with their class, give --labels prefix, and for a network without classes --set "
-            "model.num_classes=none"
-        )
-    if data.num_classes > model.num_classes:
-        raise InputError(
-            f"data set {data.name} has {data.num_classes} classes, but model.num_classes is {model.num_classes}; give "
-            f"--set model.num_classes={data.num_classes}"
-        )
-
-
 class Observation(Protocol):
     """Looks at a network while it trains, every so many steps and at the end; what it sees changes nothing."""
 
@@ -112,8 +97,8 @@ class Observation(Protocol):
     def every(self) -> int:
         """Steps from one observation to the next."""
 
-    def check(self, job: TrainingJob) -> None:
-        """InputError, before training begins, where it could not look at such a network."""
+    def check(self, job: TrainingJob, ranks: Ranks) -> None:
+        """InputError, before training begins, where they could not look at such a network. Not collective."""
 
     def observe(self, trainer: Trainable, step: int, ranks: Ranks, go_on: GoOn) -> Mapping[str, Any]:
         """What is to be logged after `step` steps, by the first process. Collective.
@@ -151,6 +136,8 @@ class Reached:
     skipped_in_a_row: int = 0
     unlogged: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Totals of the steps since the last line of the log."""
+    unreadable: Sequence[int] = ()
+    """Indices of the images that were passed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +173,7 @@ def train(
         with ranks.agreeing():
             job.check()
             for observation in routine.observations:
-                observation.check(job)
+                observation.check(job, ranks)
             if ranks.is_first and (overwrite or not run.checkpoints.list()):
                 job.check_start()  # before anything is written
             if ranks.is_first:
@@ -260,6 +247,7 @@ class _Training:
             size=self.ranks.size,
             workers=self.routine.workers,
             pinned=self.job.device.type == "cuda",
+            passes_over=self.job.skip_bad > 0,
         )
 
     def _trainer(self) -> Trainable:
@@ -280,6 +268,7 @@ class _Training:
         """Take the remaining steps; False where time was up before the last."""
         reached, steps = self.reached, self.config.steps
         totals = Totals(reached.unlogged)
+        passed_over = PassedOver(self.job.skip_bad, reached.unreadable)
         gauge = Gauge(self.job.config, self.job.device, self.job.precision, self.ranks.size)
         title = f"train {self.run.folder.name}"
         with interruptible() as interruption, progress.stage(title, steps, "steps", done=reached.step) as advance:
@@ -301,7 +290,7 @@ class _Training:
                 self._log(report, totals, gauge, log)
                 advance(1, note=step_note(report, gauge.images_per_sec, gauge.note))
                 reached.unlogged = dict(totals.totals)
-                wish = self.ranks.highest(self._wish(interruption))
+                wish = self._agreed_wish(interruption, passed_over, batches.passed_over, log)
                 if wish or self._is_due:
                     self._save(trainer)
                 if wish and reached.step < steps:
@@ -319,6 +308,18 @@ class _Training:
     def _wish(self, interruption: Interruption) -> int:
         """Why this process would end now: a signal's number, that time is up, or 0."""
         return interruption.signal_number or (TIME_IS_UP if self._is_late else 0)
+
+    def _agreed_wish(
+        self, interruption: Interruption, passed_over: PassedOver, found: Mapping[int, str], log: TrainingLog
+    ) -> int:
+        """Why any process would end now; images that one of them has passed over are noted before. Collective."""
+        word = self.ranks.highest(UNREADABLE if passed_over.news(found) else self._wish(interruption))
+        if word != UNREADABLE:
+            return word
+        unreadable = passed_over.join(found, self.ranks)
+        self.reached.unreadable = sorted(passed_over.indices)
+        log.write("unreadable", self.reached.step - 1, {"images": unreadable, "number": len(passed_over.indices)})
+        return self.ranks.highest(self._wish(interruption))
 
     @property
     def _is_late(self) -> bool:

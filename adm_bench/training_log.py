@@ -25,7 +25,8 @@ class TrainingLog:
     """A run's log, which goes on at a step: what was logged of later ones is forgotten, for they come again.
 
     A line is an event of a step, counted from 0: `training` (means over the steps since the last such line),
-    `skipped`, `validation`, `evaluation`. Only the first of several processes writes.
+    `skipped` (a step), `unreadable` (images, when first met), `samples`, `validation`, `evaluation`. Only the first of
+    several processes writes.
     """
 
     def __init__(

@@ -51,7 +51,9 @@ MOST_COLUMNS = 20
 @click.option("--sharding", type=click.Choice(("none", "full")), default="none", help="full: FSDP2 instead of DDP.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network; pays on GPUs.")
 @labels_from_option
-@click.option("--skip-bad", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out N unreadable images.")
+@click.option(
+    "--skip-bad", type=click.IntRange(min=0), default=0, metavar="N", help="Pass over up to N unreadable images."
+)
 @click.option("--workers", type=POSITIVE, help="Threads that decode images.  [default: as many as cores]")
 @click.option("--checkpoint-every", type=POSITIVE, default=500, help="Steps between checkpoints.")
 @click.option("--keep", type=POSITIVE, default=3, help="Newest checkpoints to keep.")
@@ -88,8 +90,10 @@ def command(
     TRAINER is adm, classifier or upsampler. Killed and repeated, the command goes on where it was. Started by
     torchrun, its processes share every batch.
     """
+    from adm_bench import progress
     from adm_bench.compute import network_cost
     from adm_bench.devices import choose_device
+    from adm_bench.images.encoded import EncodedImages
     from adm_bench.images.sources import open_dataset
     from adm_bench.ranks import joined_ranks
     from adm_bench.training import Routine, TrainingJob, train
@@ -99,12 +103,10 @@ def command(
     is_sharded = settings["sharding"] == "full"
     with joined_ranks(choose_device(device), group_of_one=is_sharded) as ranks:
         with ranks.agreeing():
-            dataset = open_dataset(
-                data,
-                config.model.image_size,
-                labels=settings["labels_from"],
-                skip_bad=settings["skip_bad"],
-            )
+            dataset = open_dataset(data, config.model.image_size, labels=settings["labels_from"])
+            if ranks.is_first and isinstance(dataset, EncodedImages):
+                for note in filter(None, (dataset.left_out(), dataset.empty_classes())):
+                    progress.say(f"note: {dataset.name}: {note}")
             job = TrainingJob(
                 trainer=trainer,
                 config=config,
@@ -113,6 +115,7 @@ def command(
                 precision=precision,
                 seed=seed,
                 start_from=settings["start_from"],
+                skip_bad=settings["skip_bad"],
             )
             observations = () if dry_run else _observations(job, out, settings)
         if dry_run:
@@ -188,7 +191,7 @@ def _observations(job: "TrainingJob", out: Path, settings: dict[str, Any]) -> "t
     if settings["validation"] is not None:
         size = job.config.model.image_size
         dataset = open_dataset(settings["validation"], size, labels=settings["labels_from"])
-        found.append(Validation(every=settings["validate_every"], dataset=dataset))
+        found.append(Validation(every=settings["validate_every"], dataset=dataset, skip_bad=settings["skip_bad"]))
     if settings["samples_every"] is not None:
         classes = job.config.model.num_classes
         columns = GRID_SIDE

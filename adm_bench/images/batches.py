@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import islice
 from random import Random
@@ -17,11 +17,14 @@ from adm_bench.errors import InputError, bad_input
 from adm_bench.images.ahead import ahead, share_of_threads
 from adm_bench.images.crops import center_crop, random_crop
 from adm_bench.images.dataset import CropFunction, Dataset, Images, Outlined, TrainingOrder, Uncropped
+from adm_bench.images.decoding import UnreadableImageError
 from generators.diffusion.noise import Stream, mix_seed
 from generators.protocol import TrainingBatch
 from generators.training.config import Crop
 
 BATCHES_AHEAD = 2
+STAND_INS = 32
+"""Images drawn for one place, where each turns out unreadable, before it is the data set that is said to be damaged."""
 
 
 class Place(NamedTuple):
@@ -39,6 +42,8 @@ class Made(NamedTuple):
     seed: int
     pixels: Images
     """(size, size, 3)."""
+    passed_over: dict[int, str]
+    """Unreadable images in whose place it is, and what is wrong with them."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,10 @@ class TrainingBatches:
     """False keeps the order of the data set."""
     pinned: bool = False
     """Put images into page-locked memory, from which a GPU copies while it computes."""
+    passes_over: bool = False
+    """Take another image, drawn by the place in the order, where one is unreadable; False makes it an error."""
+    passed_over: dict[int, str] = field(default_factory=dict, init=False)
+    """Unreadable images of the batches given out so far, by their index, and what is wrong with them."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be shared."""
@@ -105,6 +114,13 @@ class TrainingBatches:
         shared = len(self.dataset) - len(self.dataset) % self.size
         return self._batches(range(-(-shared // self.batch_size)), mine)
 
+    def taken(self, count: int) -> list[int]:
+        """Indices of the first `count` images trained on; where unreadable ones are passed over, all are decoded."""
+        order = TrainingOrder(len(self.dataset), self.batch_size, self.seed, shuffled=self.shuffled).at(range(count))
+        if not self.passes_over:
+            return order
+        return [made.image for made in ahead(self._make, map(Place, range(count), order), depth=BATCHES_AHEAD)]
+
     def _batches(self, steps: range, mine: Callable[[int], range]) -> Iterator[TrainingBatch]:
         """Those of some steps, of the positions that this process takes at each."""
         workers = self.workers or share_of_threads()
@@ -119,6 +135,8 @@ class TrainingBatches:
             for step in steps:
                 images = list(islice(coming, len(mine(step))))
                 chosen = [made.image for made in images]
+                for made in images:
+                    self.passed_over.update(made.passed_over)
                 yield TrainingBatch(
                     step=step,
                     images=self._stacked(images),
@@ -127,16 +145,37 @@ class TrainingBatches:
                 )
 
     def _make(self, place: Place) -> Made:
-        random = Random(mix_seed(self.seed, Stream.AUGMENTATION, place.position))  # noqa: S311  no secret
+        """The image of a place, or the first readable one of those that are drawn in its stead."""
+        passed_over: dict[int, str] = {}
+        for image in self._candidates(place):
+            try:
+                pixels = self._pixels(place.position, image)
+            except InputError as error:
+                if not self.passes_over or not isinstance(error.__cause__, UnreadableImageError):
+                    raise
+                passed_over[image] = str(error)
+                continue
+            return Made(image, mix_seed(self.seed, Stream.TRAINING_IMAGES, place.position), pixels, passed_over)
+        raise InputError(
+            f"{passed_over[place.image]}; nor can {STAND_INS} others be read that were drawn in its place: the data "
+            "set is damaged, or no longer there"
+        )
+
+    def _candidates(self, place: Place) -> Iterator[int]:
+        yield place.image
+        random = Random(mix_seed(self.seed, Stream.STAND_INS, place.position))  # noqa: S311  no secret
+        for _ in range(STAND_INS):
+            yield random.randrange(len(self.dataset))
+
+    def _pixels(self, position: int, image: int) -> Images:
+        random = Random(mix_seed(self.seed, Stream.AUGMENTATION, position))  # noqa: S311  no secret
         size = self.dataset.image_size
         crop = partial(random_crop, size=size, random=random) if self.crop == "random" else None
         if isinstance(self.dataset, Uncropped):
-            pixels = self.dataset.cropped(place.image, crop or partial(center_crop, size=size))
+            pixels = self.dataset.cropped(image, crop or partial(center_crop, size=size))
         else:
-            pixels = self._read(place.image, crop)
-        if self.flip and random.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        return Made(place.image, mix_seed(self.seed, Stream.TRAINING_IMAGES, place.position), pixels)
+            pixels = self._read(image, crop)
+        return pixels[:, ::-1] if self.flip and random.random() < 0.5 else pixels
 
     def _read(self, index: int, crop: CropFunction | None) -> Images:
         """An image of a data set that has nothing but squares; a random crop is cut from its enlargement."""
@@ -165,6 +204,4 @@ def training_record(dataset: Dataset) -> dict[str, Any]:
         known = {"labels": dataset.labels_from, "outline": dataset.outline()}
     else:
         known = {"labels": "the plug-in's", "digest": dataset.digest()}
-    skipped = dataset.preparation.get("skipped")
-    counted = {"images": len(dataset), "image_size": dataset.image_size, "classes": dataset.num_classes}
-    return {**counted, **known, **({"skipped": sorted(skipped)} if skipped else {})}
+    return {"images": len(dataset), "image_size": dataset.image_size, "classes": dataset.num_classes, **known}

@@ -99,7 +99,8 @@ class Uncropped(Protocol):
     def cropped(self, index: int, crop: CropFunction) -> Images:
         """A square of one image as it is stored, of any size, in RGB: uint8 (size, size, 3).
 
-        Several threads may call it at once. InputError, naming the image, where it cannot be had.
+        Several threads may call it at once. InputError, naming the image, where it cannot be had; where it is
+        unreadable, the cause is an UnreadableImageError (`adm_bench.images.decoding`), and so may that of `read` be.
         """
 
 

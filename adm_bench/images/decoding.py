@@ -122,6 +122,8 @@ def decode(content: bytes, preparation: Preparation, crop: CropFunction | None =
         if crop is not None:
             return crop(rgb)
         return np.array(rgb) if preparation.size is None else center_crop(rgb, preparation.size)
+    except MemoryError:  # no fault of the image, which would be passed over
+        raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise _unreadable(error) from error
 

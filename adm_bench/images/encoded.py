@@ -23,13 +23,13 @@ from adm_bench.images.decoding import (
     read_header,
     require_taken,
 )
-from adm_bench.images.labels import LabelSource, read_labels
+from adm_bench.images.labels import LabelSource, read_labels, wrapping_folders
 from adm_bench.images.stores import NoImagesError, Store
 
 READ_AHEAD = 256
 """Encoded images read ahead where they are only hashed or checked."""
 LOOKED_INTO = 64
-"""Images whose bytes an outline has, spread over all."""
+"""Images whose bytes an outline has, spread over all; and of which one must be readable for a set to be opened."""
 
 
 class EncodedImages:
@@ -59,8 +59,8 @@ class EncodedImages:
         self._digest: str | None = None
         self._short_sides = np.zeros(len(self._kept), np.int32)
         """Of the images before they are cropped, as headers declare; 0 where none was read yet."""
-        first = self._checked_header(0, self._content(0))
-        self.image_shape = (preparation.size,) * 2 if preparation.size else (first.height, first.width)
+        first = self._first_header()
+        self.image_shape = (first.height, first.width) if preparation.size is None else (preparation.size,) * 2
         self.lossy = first.lossy or any(map(_has_lossy_name, store.names))
 
     @property
@@ -150,6 +150,19 @@ class EncodedImages:
             f"{', '.join(SUFFIXES)} (such as {printable(names[0])}); rename them, or move them away"
         )
 
+    def empty_classes(self) -> str | None:
+        """In words, the folders that would be classes and hold no images; None where there are none."""
+        if self.labels_from != "folders":
+            return None
+        beside = wrapping_folders(self.store.inner_names())[-1]
+        empty = [name for name in self.store.empty_folders() if name.rpartition("/")[0] == beside.rstrip("/")]
+        if not empty:
+            return None
+        return (
+            f"{len(empty)} folders hold no images, so they are no classes (such as {printable(empty[0])}): classes are "
+            "numbered without them"
+        )
+
     def fingerprint(self) -> str:
         """See `ImageSet`."""
         return fingerprint({"store": self.store.stamp(), "preparation": self.preparation})
@@ -163,9 +176,16 @@ class EncodedImages:
             name = self.store.names[place].encode("utf-8", "surrogateescape")
             total.update(name + f"\0{sizes[place]}\0{labels[place]}\0".encode())
         chosen = sorted({len(self) * part // LOOKED_INTO for part in range(LOOKED_INTO)})
-        for content in ahead(self._content, chosen, depth=LOOKED_INTO):
-            total.update(hashlib.sha256(content).digest())
+        for digest in ahead(self._content_digest, chosen, depth=LOOKED_INTO):
+            total.update(digest)
         return total.hexdigest()
+
+    def _content_digest(self, index: int) -> bytes:
+        """Of an encoded image; none where it cannot be read, which is an error only where it is needed."""
+        try:
+            return hashlib.sha256(self.store.read(int(self._kept[index]))).digest()
+        except UnreadableImageError:
+            return b"unreadable"
 
     def _new_digest(self) -> Any:
         return hashlib.sha256(json.dumps(self.preparation, sort_keys=True).encode())
@@ -173,6 +193,19 @@ class EncodedImages:
     def _content(self, index: int) -> bytes:
         with bad_input(self.where(index)):
             return self.store.read(int(self._kept[index]))
+
+    def _first_header(self) -> Header:
+        """Of the first image, which says the size of all; where they are cropped, of the first that is readable."""
+        first: InputError | None = None
+        for index in range(min(LOOKED_INTO, len(self))):
+            try:
+                return self._checked_header(index, self._content(index))
+            except InputError as error:
+                if self.how.size is None or not isinstance(error.__cause__, UnreadableImageError):
+                    raise
+                first = first or error
+        assert first is not None  # a set has an image
+        raise first
 
     def _checked_header(self, index: int, content: bytes) -> Header:
         with bad_input(self.where(index)):

@@ -1,8 +1,9 @@
 """Which class an image is of: what a source states, its folders, or its names."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -49,7 +50,8 @@ def read_labels(store: Store, source: LabelSource = "auto") -> FoundLabels:
     if source == "folder":
         raise InputError(
             f"{store.root}: --labels folder: expected every image in a folder of its class, and two classes or more; "
-            "put them there, or choose other labels (--labels prefix, --labels none)"
+            f"{store.names[_outside(store.inner_names())]} is in none of its own: put it there, or choose other labels "
+            "(--labels prefix, --labels none)"
         )
     return FoundLabels()
 
@@ -76,25 +78,44 @@ def _folders(names: Sequence[str]) -> list[str] | None:
     """The first folder of each name below those that all share (an archive's own, for one), or None."""
     folders = [name.rpartition("/")[0] for name in names]
     parts = {folder: folder.split("/") if folder else [] for folder in set(folders)}
-    first, last = min(parts.values()), max(parts.values())
-    pairs = enumerate(zip(first, last, strict=False))
-    depth = next((depth for depth, (a, b) in pairs if a != b), len(first))
+    depth = len(_shared(parts.values()))
     if any(len(each) <= depth for each in parts.values()):
         return None
     owners = {folder: each[depth] for folder, each in parts.items()}
     return [owners[folder] for folder in folders]
 
 
+def _outside(names: Sequence[str]) -> int:
+    """Place of an image that lies in no folder but those that all share."""
+    wrapping = wrapping_folders(names)[-1]
+    return next(place for place, name in enumerate(names) if "/" not in name.removeprefix(wrapping))
+
+
+def wrapping_folders(names: Iterable[str]) -> list[str]:
+    """The root ("") and the folders that all images share, from the outermost on, each with a "/" at its end."""
+    folders = {name.rpartition("/")[0] for name in names}
+    shared = _shared([folder.split("/") if folder else [] for folder in folders])
+    return ["".join(f"{part}/" for part in shared[:depth]) for depth in range(len(shared) + 1)]
+
+
+def _shared(folders: Collection[list[str]]) -> list[str]:
+    """The parts that all begin with."""
+    pairs = zip(min(folders), max(folders), strict=False)
+    return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
 def _stated(store: Store) -> FoundLabels | None:
     """What a dataset.json or label members state, or None where there are neither."""
-    with bad_input(f"{store.root}/{LABELS_FILE}"):
-        content = store.read_beside(LABELS_FILE)
-        if content is not None:
-            rows = _rows(content)
-            if rows is None:
-                return FoundLabels()
-            names = store.inner_names()
-            return FoundLabels(labels=_checked((rows.get(name) for name in names), names), origin=LABELS_FILE)
+    names = store.inner_names()
+    for wrapping in wrapping_folders(names):
+        with bad_input(f"{store.root}/{wrapping}{LABELS_FILE}"):
+            content = store.read_beside(wrapping + LABELS_FILE)
+            if content is not None:
+                rows = _rows(content)
+                if rows is None:
+                    return FoundLabels()
+                stated = (rows.get(name.removeprefix(wrapping)) for name in names)
+                return FoundLabels(labels=_checked(stated, names), origin=LABELS_FILE)
     with bad_input(store.root):
         found = store.stated_labels()
         if found is None:

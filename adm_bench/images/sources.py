@@ -22,15 +22,12 @@ KINDS = (
 )
 
 
-def open_dataset(
-    source: str, image_size: int | None = None, *, labels: LabelSource = "auto", skip_bad: int = 0
-) -> Dataset:
+def open_dataset(source: str, image_size: int | None = None, *, labels: LabelSource = "auto") -> Dataset:
     """What is trained on: a registered name, or a path as of `open_image_set`; squares in RGB, cropped as ADM does.
 
     `image_size` None takes the source's own size, of a folder and its like the first image's short side. npz files
-    are read into memory. `labels` says where classes are read from (`adm_bench.images.labels`), and `skip_bad` lets so
-    many images be unreadable: everything is decoded once to find them. InputError where there is nothing to read,
-    where labels that are asked for are not there, or where a registered name is a path here too.
+    are read into memory. `labels` says where classes are read from (`adm_bench.images.labels`). InputError where there
+    is nothing to read, where labels that are asked for are not there, or where a registered name is a path here too.
     """
     if _is_registered(source):
         with bad_input(f"data set {source}"):
@@ -43,7 +40,7 @@ def open_dataset(
     if not isinstance(found, list):
         if image_size is None:
             image_size = min(EncodedImages(found, Preparation(convert=True), labels="none").image_shape)
-        return EncodedImages(found, Preparation(size=image_size, convert=True), labels=labels, skip_bad=skip_bad)
+        return EncodedImages(found, Preparation(size=image_size, convert=True), labels=labels)
     return _relabelled(_in_memory(source, found, image_size), labels)
 
 

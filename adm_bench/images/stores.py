@@ -8,7 +8,8 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from itertools import compress, pairwise
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -77,6 +78,10 @@ class Store(Protocol):
     def unnamed(self) -> list[str]:
         """Names of files that begin as images do and end otherwise, so that they are not among `names`."""
 
+    def empty_folders(self) -> list[str]:
+        """Folders that hold no image at any depth, so that they are no class, where the kind of source knows them."""
+        return []
+
     def stamp(self) -> str:
         """SHA-256 of what is known without reading images: names, sizes, and times or checksums."""
 
@@ -89,7 +94,8 @@ class FolderStore(Store):
     def __init__(self, root: Path) -> None:
         self.root = root
         self._others: list[str] = []
-        self.names = sorted(_images_under(root, self._others), key=by_folder)
+        self._folders: list[str] = []
+        self.names = sorted(_images_under(root, self._others, self._folders), key=by_folder)
 
     def read(self, index: int) -> bytes:
         """See `Store`."""
@@ -128,13 +134,23 @@ class FolderStore(Store):
 
     def unnamed(self) -> list[str]:
         """See `Store`; what cannot be read is passed over."""
-        found = []
-        for name in sorted(self._others, key=by_folder):
+
+        def look(name: str) -> bool:
             path = self.root / name
             with suppress(OSError):
-                if path.is_file() and begins_as_image(_beginning(path)):
-                    found.append(name)
-        return found
+                return path.is_file() and begins_as_image(_beginning(path))
+            return False
+
+        names = sorted(self._others, key=by_folder)
+        with ThreadPoolExecutor(STAT_THREADS, "stat") as threads:
+            return list(compress(names, threads.map(look, names)))
+
+    def empty_folders(self) -> list[str]:
+        """See `Store`; of folders in one another, the outermost."""
+        holding = {name.rpartition("/")[0] for name in self.names}
+        holding |= {str(above) for folder in holding for above in PurePosixPath(folder).parents} - {"."} | {""}
+        empty = set(self._folders) - holding
+        return sorted((folder for folder in empty if folder.rpartition("/")[0] in holding), key=by_folder)
 
     def stamp(self) -> str:
         """See `Store`."""
@@ -162,6 +178,9 @@ class ZipStore(Store):
         found = [item for item in self.archive.infolist() if not item.is_dir() and has_image_name(item.filename)]
         self.members = sorted(found, key=lambda item: by_folder(item.filename))
         self.names = [item.filename for item in self.members]
+        for one, other in pairwise(self.names):
+            if one == other:
+                raise InputError(f"{root}: holds {one} twice; make it anew, with one of the two")
         if not self.names and any(name.endswith(".npy") for name in self.archive.namelist()):
             raise InputError(f"{root}: holds arrays, as npz files do; if it is one, rename it to end in .npz")
         if not self.names:
@@ -242,8 +261,8 @@ def _beginning(path: Path) -> bytes:
         return file.read(BEGINNING)
 
 
-def _images_under(root: Path, others_there: list[str]) -> Iterator[str]:
-    """Names of the images; those of files that may be some too, by another ending, are added to `others_there`."""
+def _images_under(root: Path, others_there: list[str], folders_there: list[str]) -> Iterator[str]:
+    """Names of the images; those of files that may be some too, by another ending, and those of folders are added."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); its images would be missing") from error
@@ -251,6 +270,7 @@ def _images_under(root: Path, others_there: list[str]) -> Iterator[str]:
     start = len(str(root / "x")) - 1
     for folder, inner, names in os.walk(root, onerror=refuse):
         inner[:] = (name for name in inner if not is_hidden(name))
+        folders_there += (os.path.join(folder, name)[start:] for name in inner)  # noqa: PTH118  as below
         others = list(inner)
         for name in names:
             path = os.path.join(folder, name)  # noqa: PTH118  a million Paths are slow

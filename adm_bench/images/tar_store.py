@@ -44,7 +44,8 @@ class Shard(NamedTuple):
     """Kinds of members that the labels come from: cls, json."""
     twins: tuple[str, str] | None
     """Two images of one key."""
-    labels_file: Member | None
+    labels_files: list[Member]
+    """Those of the name `dataset.json`, in whatever folder."""
 
 
 def expand(pattern: str) -> list[Path]:
@@ -112,9 +113,9 @@ class TarStore(Store):
         twins = ((prefix, shard.twins) for prefix, shard in shards if shard.twins is not None)
         self._twins = next(((prefix + one, prefix + other) for prefix, (one, other) in twins), None)
         self._labels_files = [
-            Place(number, shard.labels_file.offset, shard.labels_file.size)
+            (file.name, Place(number, file.offset, file.size))
             for number, (_, shard) in enumerate(shards)
-            if shard.labels_file is not None
+            for file in shard.labels_files
         ]
 
     def _prefix(self, number: int) -> str:
@@ -139,11 +140,10 @@ class TarStore(Store):
 
     def read_beside(self, name: str) -> bytes | None:
         """See `Store`: only what `dataset.json` is."""
-        if name != LABELS_FILE or not self._labels_files:
-            return None
-        if len(self._labels_files) > 1:
+        places = [place for its_name, place in self._labels_files if its_name == name]
+        if len(places) > 1:
             raise ValueError("is there more than once; expected one file with the labels of all images")
-        return self._read(self._labels_files[0])
+        return self._read(places[0]) if places else None
 
     def inner_names(self) -> list[str]:
         """See `Store`."""
@@ -189,7 +189,7 @@ def key_of(name: str) -> str:
 def _scan(path: Path) -> Shard:
     images: list[tuple[str, int, int]] = []
     stated: dict[str, tuple[str, object]] = {}
-    labels_file = None
+    labels_files: list[Member] = []
     with path.open("rb", buffering=0) as file:
         for member in members(path):
             name = member.name
@@ -200,14 +200,14 @@ def _scan(path: Path) -> Shard:
                         "tar --dereference --hard-dereference"
                     )
                 images.append((name, member.offset, member.size))
-            elif name == LABELS_FILE:
-                labels_file = member
+            elif name.rpartition("/")[2] == LABELS_FILE:
+                labels_files.append(member)
             elif name.endswith((".cls", ".json")) and not any(map(is_hidden, name.split("/"))):
                 read = min(member.size, LARGEST_LABEL_BYTES + 1)
                 content = member.start if len(member.start) >= read else os.pread(file.fileno(), read, member.offset)
                 _note(stated, name, content)
     if not stated:
-        return Shard([(*image, None) for image in images], frozenset(), None, labels_file)
+        return Shard([(*image, None) for image in images], frozenset(), None, labels_files)
     keys = [key_of(name) for name, *_ in images]
     first: dict[str, int] = {}
     again = ((first.setdefault(key, place), place) for place, key in enumerate(keys))
@@ -215,7 +215,7 @@ def _scan(path: Path) -> Shard:
     found = [stated.get(key, ("", None)) for key in keys]
     origins = frozenset(origin for origin, _ in found if origin)
     labelled = [(*image, label) for image, (_, label) in zip(images, found, strict=True)]
-    return Shard(labelled, origins, twins, labels_file)
+    return Shard(labelled, origins, twins, labels_files)
 
 
 def _note(stated: dict[str, tuple[str, object]], name: str, content: bytes) -> None:

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     LABELS = 5
     TRAINING_IMAGES = 6
     AUGMENTATION = 7
+    STAND_INS = 8
 
 
 def mix_seed(seed: int, stream: Stream, index: int = 0) -> int:

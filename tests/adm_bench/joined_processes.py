@@ -13,6 +13,7 @@ def start_up(ranks: Ranks, folder: Path) -> None:
     """The second process cannot open its images."""
     assert ranks.any(flag=ranks.rank == 1)
     assert not ranks.any(flag=False)
+    assert ranks.gather_texts("é" * (3 * ranks.rank)) == ["", "ééé"]
     ranks.agree(None)
     with ranks.agreeing():
         if ranks.rank == 1:

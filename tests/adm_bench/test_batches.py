@@ -196,7 +196,6 @@ def running() -> list[str]:
 def test_an_image_that_cannot_be_read_stops_its_own_batch(folder: Path, tmp_path: Path) -> None:
     order = TrainingOrder(COUNT, 4, 0)
     bad = order.at(range(COUNT))[17]  # of the fifth batch
-    assert bad > 0  # the first one is looked at when the set is opened
     for index in range(COUNT):
         (tmp_path / f"{index:02d}.png").write_bytes(next(folder.rglob(f"{index:02d}.png")).read_bytes())
     (tmp_path / f"{bad:02d}.png").write_bytes(b"no image")
@@ -209,9 +208,6 @@ def test_an_image_that_cannot_be_read_stops_its_own_batch(folder: Path, tmp_path
         with pytest.raises(InputError, match=message):
             next(batches)
         assert running() == []
-    kept = open_dataset(str(tmp_path), 8, skip_bad=1)
-    assert len(kept) == COUNT - 1
-    assert len(list(TrainingBatches(kept, batch_size=4, seed=0).from_step(0, 20))) == 20
 
 
 def test_an_image_of_another_size_than_announced_is_refused() -> None:

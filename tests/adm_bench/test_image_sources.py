@@ -320,6 +320,16 @@ def test_links_inside_archives_are_refused(name: str, pixels: np.ndarray, tmp_pa
         open_image_set(path)
 
 
+def test_an_archive_with_two_images_of_one_name_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("a/0.png", b"one")
+        archive.writestr("b/0.png", b"other")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a/0.png", b"again")
+    with pytest.raises(InputError, match=r"set.zip: holds a/0.png twice; make it anew, with one of the two"):
+        open_image_set(tmp_path / "set.zip")
+
+
 def test_files_larger_than_an_image_can_be_are_refused(
     pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,15 @@ def test_encoded_images_are_surveyed(inspect: Inspect, tmp_path: Path) -> None:
         assert found["serves"]["with_options"] == ["--size SIDE", "--convert", "--skip-bad 1"]
 
 
+def test_files_and_folders_that_give_no_image_are_surveyed(inspect: Inspect, tmp_path: Path) -> None:
+    for name in ("cat", "dog", "eel"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.{'' if name == 'dog' else 'png'}").write_bytes(png(0))
+    found = inspect(tmp_path)
+    assert found["empty_folders"] == {"number": 1, "first": ["dog"]}
+    assert found["left_out_by_name"] == {"number": 1, "first": ["dog/dog."]}
+
+
 def test_training_sets_are_surveyed_for_their_size_and_labels(inspect: Inspect, tmp_path: Path) -> None:
     sides = {
         "cat_0": (8, 30),

@@ -258,8 +258,8 @@ def test_an_image_is_named_with_its_shard(tmp_path: Path) -> None:
     root = shards(tmp_path / "set", 2, lambda shard: {"0.png": png(0), f"{shard + 1}.png": png(1)[:40]})
     with pytest.raises(InputError, match=r"set/train-001.tar/2.png: not a readable image"):
         opened(root, image_size=8, labels="none").read([3])
-    kept = open_dataset(str(root), 8, skip_bad=2)
-    assert training_record(kept)["skipped"] == ["train-000.tar/1.png", "train-001.tar/2.png"]
+    kept = open_image_set(str(root), size=8, skip_bad=2)
+    assert list(kept.preparation["skipped"]) == ["train-000.tar/1.png", "train-001.tar/2.png"]
     dataset = opened(root, image_size=8, labels="none")
     (root / "train-001.tar").write_bytes(b"")
     with pytest.raises(InputError, match=r"train-001.tar/0.png: is cut off; train-001.tar has changed"):

@@ -77,7 +77,7 @@ def test_images_decide_the_number_of_steps(run: Run, tmp_path: Path) -> None:
 def test_a_run_that_never_began_stands_in_nobodys_way(
     pictures: Path, run: Run, refuse: Refuse, tiny: Sequence[str], tmp_path: Path
 ) -> None:
-    """An image turns out to be unreadable: the command with --skip-bad, another configuration, has to be possible."""
+    """An image turns out to be unreadable: the command has to be possible in another way."""
     (pictures / "b_bad.png").write_bytes((pictures / "b_1.png").read_bytes()[:80])
     command = ["train", "adm", "--data", pictures, "--out", tmp_path / "run", "--steps", "2", *tiny]
     assert "has no labels, but model.num_classes is 10" in refuse(*command)
@@ -86,6 +86,19 @@ def test_a_run_that_never_began_stands_in_nobodys_way(
     run(*command, "--skip-bad", "1")
     line = refuse(*command, "--skip-bad", "1", "--seed", "1")
     assert "holds a run that differs (seed: 0 -> 1); choose another --out" in line
+
+
+def test_what_a_folder_holds_and_training_leaves_out_is_said(
+    pictures: Path, run: Run, tiny: Sequence[str], tmp_path: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for path in pictures.glob("?_?.png"):
+        (tmp_path / "set" / path.name[0] / path.name.removesuffix("5.png")).write_bytes(path.read_bytes())
+    options = ["--out", tmp_path / "run", *tiny, "--batch", "4", "--dry-run"]
+    said = run("train", "adm", "--data", tmp_path / "set", *options).stderr
+    assert "set: 1 files that begin as images do are left out" in said
+    assert "set: 1 folders hold no images, so they are no classes (such as c): classes are numbered without" in said
 
 
 def test_validation_images_of_other_classes_are_refused(pictures: Path, refuse: Refuse, tmp_path: Path) -> None:
