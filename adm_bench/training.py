@@ -11,15 +11,16 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from adm_bench import progress, registry
-from adm_bench.checkpoints import KEPT, Checkpoint, step_name, verified
+from adm_bench.checkpoints import KEPT, Checkpoint, step_name
 from adm_bench.conversion import begin_from, state_from_openai
+from adm_bench.devices import enough_memory
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import file_sha256, read_json, write_json
 from adm_bench.images.batches import TrainingBatches, training_record
 from adm_bench.images.dataset import Dataset
 from adm_bench.interruption import InterruptedWorkError, Interruption, interruptible
 from adm_bench.ranks import Ranks
-from adm_bench.runs import TrainingRun
+from adm_bench.runs import TrainingResult, TrainingRun
 from adm_bench.training_log import Totals, TrainingLog, observation_note, step_note
 from adm_bench.utilisation import Gauge
 from generators.adm.config import NetworkConfig
@@ -33,6 +34,10 @@ GoOn = Callable[[], None]
 """To be called now and then in long work, by all processes alike; it raises where a signal asks them to end."""
 TIME_IS_UP = 1
 """What processes tell each other beside the numbers of signals, of which no one that is handled here is 1."""
+WITH_LESS_MEMORY = (
+    "give --set training.microbatch_size=N with fewer images, --set training.recompute_activations=true or --sharding "
+    "full, under each of which the run goes on"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,18 +158,6 @@ class Reached:
     """Totals of the steps since the last line of the log."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a finished run took."""
-
-    steps: int
-    images: int
-    sec: float
-    images_per_sec: float
-    """Over all steps; checkpoints, validation and samples on the way are not counted."""
-    num_parameters: int
-
-
 def train(
     job: TrainingJob,
     folder: Path,
@@ -191,7 +184,10 @@ def train(
                 job.check_start()  # before anything is written
             if ranks.is_first:
                 stack.enter_context(run.opened(job.plan(), overwrite=overwrite))
-        return _Training(run, job, routine, ranks, parallel or Alone()).run_to_end()
+        with ranks.agreeing():
+            run.require_seen()
+        with enough_memory(job.device, WITH_LESS_MEMORY):
+            return _Training(run, job, routine, ranks, parallel or Alone()).run_to_end()
 
 
 class _Training:
@@ -205,7 +201,8 @@ class _Training:
 
     def run_to_end(self) -> TrainingResult | None:
         """See `train`."""
-        if self.run.result.exists() and self.run.weights.exists():
+        # As the first process sees it, who has just changed the folder: a network's file system may tell others late.
+        if self.ranks.any(self.ranks.is_first and self.run.result.exists() and self.run.weights.exists()):
             progress.say(f"{self.run.folder}: already trained; nothing to do")
             return TrainingResult(**read_json(self.run.result))
         with self.ranks.agreeing():
@@ -270,7 +267,7 @@ class _Training:
 
     def _take_up(self, trainer: Trainable, newest: Checkpoint | None, step: int) -> None:
         """Go on from the checkpoint of a step, which the first process has chosen."""
-        checkpoint = newest or verified(self.run.checkpoints.folder / step_name(step))
+        checkpoint = newest or self.run.checkpoints.of(step)
         with bad_input(checkpoint.folder):
             trainer.load_state(checkpoint.state())
         self.reached = Reached(step=step, **checkpoint.progress["reached"])
@@ -303,7 +300,7 @@ class _Training:
                 reached.unlogged = dict(totals.totals)
                 wish = self.ranks.highest(self._wish(interruption))
                 if wish or self._is_due:
-                    self._save(trainer)
+                    self._save(trainer, log)
                 if wish and reached.step < steps:
                     return self._leave(wish)
                 self._observe(trainer, log, interruption)
@@ -364,9 +361,10 @@ class _Training:
         values = {"images": step * self.config.batch_size, **totals.taken(), **finite}
         log.write("training", step - 1, {**values, "sec": self.reached.training_sec, **gauge.values})
 
-    def _save(self, trainer: Trainable) -> None:
+    def _save(self, trainer: Trainable, log: TrainingLog) -> None:
         state = trainer.state()
         with self.ranks.agreeing():
+            log.flush()
             if self.ranks.is_first:
                 kept = to_mapping(self.reached)
                 step = kept.pop("step")
@@ -387,13 +385,13 @@ class _Training:
         for observation in self.routine.observations:
             due = step > 0 and (step % observation.every == 0 or step == self.config.steps)
             if resumed:  # only the first process has read the log
-                due = bool(self.ranks.highest(int(due and not log.has(observation.event, step - 1))))
+                due = self.ranks.any(self.ranks.is_first and due and not log.has(observation.event, step - 1))
             if not due:
                 continue
             try:
                 seen = observation.observe(trainer, step, self.ranks, go_on)
             except InterruptedWorkError as cut_short:
-                self._save(trainer)
+                self._save(trainer, log)
                 self._leave(cut_short.signal_number)
             log.write(observation.event, step - 1, seen)
             progress.say(observation_note(observation.event, step, seen))
