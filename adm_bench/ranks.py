@@ -3,7 +3,7 @@
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -139,8 +139,10 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks(device: torch.device = CPU, *, group_of_one: bool = False) -> Iterator[Ranks]:
+def joined_ranks(choose: Callable[[], torch.device] = lambda: CPU, *, group_of_one: bool = False) -> Iterator[Ranks]:
     """Join the other processes that `torchrun` started, if it did; they part when the block ends.
+
+    `choose` gives this process's device. Where that fails, on whichever process, all end.
 
     Who they are stands in the environment alone, so that other launchers serve too: RANK, WORLD_SIZE, MASTER_ADDR,
     MASTER_PORT, and LOCAL_RANK for the choice of a GPU. Tensors on CUDA travel by NCCL, all others by gloo.
@@ -151,11 +153,12 @@ def joined_ranks(device: torch.device = CPU, *, group_of_one: bool = False) -> I
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 and not group_of_one:
-        yield Ranks(device=device)
+        yield Ranks(device=choose())
         return
+    store, rank = _meeting_place(size)
+    device = choose() if size == 1 else _chosen_by_all(choose, store, rank, size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank = _meeting_place(size)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     in_order = False
@@ -206,6 +209,20 @@ def _agreed_name(store: Store, rank: int, size: int) -> str:
             raise InputError(f"not all of {size} processes have come within {PATIENCE}; their own output may say why")
         time.sleep(0.01)
     return name
+
+
+def _chosen_by_all(choose: Callable[[], torch.device], store: Store, rank: int, size: int) -> torch.device:
+    """The device of this process, if each has found one; as yet only the store joins them. AlreadySaidError if not."""
+    device, status = CPU, 0
+    try:
+        device = choose()
+    except Exception as error:  # noqa: BLE001  whatever it is, the others must know
+        status = _said_once(error, rank, store).exit_status
+    store.set(f"status/{rank}", str(status))
+    statuses = [int(store.get(f"status/{other}")) for other in range(size)]
+    if any(statuses):
+        raise AlreadySaidError(max(statuses))
+    return device
 
 
 def _said_once(error: Exception, rank: int, store: Store) -> AlreadySaidError:
