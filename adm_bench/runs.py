@@ -197,8 +197,9 @@ class TrainingRun:
             "versions": versions(),
         }
         earlier = self.starts.read_text(encoding="utf-8") if self.starts.exists() else ""
-        with self.checkpoints.room():
-            write_text(self.starts, f"{earlier}{json.dumps(line)}\n")
+        starts = f"{earlier}{json.dumps(line)}\n"
+        with self.checkpoints.room(len(starts)):
+            write_text(self.starts, starts)
             if self._changed:
                 write_json(self.folder / RUN_FILE, self._plan)
         self._changed = []
