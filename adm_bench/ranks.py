@@ -1,5 +1,6 @@
 """The processes of one command under `torchrun`: who they are, what they agree on, and how they end together."""
 
+import json
 import os
 import time
 import uuid
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import click
 import numpy as np
@@ -40,7 +42,7 @@ class Part:
 class Ranks:
     """The place of this process among all; one that `torchrun` did not start is alone.
 
-    `agree`, `highest`, `any`, `barrier` and `gather` are collective: every process calls them, in one order.
+    `agree`, `highest`, `any`, `firsts`, `barrier` and `gather` are collective: every process calls them, in one order.
     """
 
     rank: int = 0
@@ -96,6 +98,17 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""
         return bool(self.highest(int(flag)))
+
+    def firsts(self, value: Any) -> Any:
+        """What the first process hands in, plain data, as JSON reads it again; what others hand in is not looked at."""
+        text = json.dumps(value).encode()
+        if self.size > 1:
+            letters = torch.zeros(self.highest(len(text) if self.is_first else 0), dtype=torch.uint8)
+            if self.is_first:
+                letters.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+            dist.broadcast(letters, src=0)
+            text = letters.numpy().tobytes()
+        return json.loads(text)
 
     def barrier(self) -> None:
         """Wait until every process is here; processes of a GPU do not wait for its work."""

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,38 @@ def differences(old: Any, new: Any) -> list[str]:
     return [f"{name}: {_shortened(was)} -> {_shortened(now)}" for name, (was, now) in changes(old, new).items()]
 
 
+def require_same(mine: Mapping[str, Any], firsts: Mapping[str, Any]) -> None:
+    """InputError where a process was given other work than the first one; only where its data lie may differ.
+
+    Each would train on something else, or wait for what the other never does.
+    """
+    found = changes(firsts, json.loads(json.dumps(mine)))
+    found.pop("data.name", None)
+    if found:
+        named = "; ".join(f"{name}: {_shortened(was)} -> {_shortened(now)}" for name, (was, now) in found.items())
+        raise InputError(
+            f"has other work than the first process ({named}); give all the same command, the same data and the same "
+            "version of adm-bench"
+        )
+
+
 def _shortened(value: Any) -> str:
     text = str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+@dataclass(kw_only=True)
+class Reached:
+    """How far a run has come, beside its network."""
+
+    step: int = 0
+    first_step: int = 0
+    """Where it began: above 0 where earlier steps were another program's."""
+    training_sec: float = 0.0
+    """Of steps alone: checkpoints and observations are not counted."""
+    skipped_in_a_row: int = 0
+    unlogged: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Totals of the steps since the last line of the log."""
 
 
 @dataclass(frozen=True, kw_only=True)

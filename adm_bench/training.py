@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -20,7 +20,7 @@ from adm_bench.images.batches import TrainingBatches, training_record
 from adm_bench.images.dataset import Dataset
 from adm_bench.interruption import InterruptedWorkError, Interruption, interruptible
 from adm_bench.ranks import Ranks
-from adm_bench.runs import TrainingResult, TrainingRun
+from adm_bench.runs import Reached, TrainingResult, TrainingRun, require_same
 from adm_bench.training_log import Totals, TrainingLog, observation_note, step_note
 from adm_bench.utilisation import Gauge
 from generators.adm.config import NetworkConfig
@@ -143,19 +143,10 @@ class Routine:
     """Threads that decode images; None: as many as there are cores."""
     observations: Sequence[Observation] = ()
 
-
-@dataclass(kw_only=True)
-class Reached:
-    """How far a run has come, beside its network."""
-
-    step: int = 0
-    first_step: int = 0
-    """Where it began: above 0 where earlier steps were another program's."""
-    training_sec: float = 0.0
-    """Of steps alone: checkpoints and observations are not counted."""
-    skipped_in_a_row: int = 0
-    unlogged: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Totals of the steps since the last line of the log."""
+    def when(self) -> dict[str, Any]:
+        """What decides after which steps processes do something together."""
+        looks = [[observation.event, observation.every] for observation in self.observations]
+        return {"checkpoint_every": self.checkpoint_every, "keep_every": self.keep_every, "observations": looks}
 
 
 def train(
@@ -180,10 +171,16 @@ def train(
             job.check()
             for observation in routine.observations:
                 observation.check(job)
+            plan = job.plan()
+        shared = {**plan, "when": routine.when()}
+        firsts = ranks.firsts(shared)
+        with ranks.agreeing():
+            require_same(shared, firsts)
+        with ranks.agreeing():
             if ranks.is_first and (overwrite or not run.checkpoints.list()):
                 job.check_start()  # before anything is written
             if ranks.is_first:
-                stack.enter_context(run.opened(job.plan(), overwrite=overwrite))
+                stack.enter_context(run.opened(plan, overwrite=overwrite))
         with ranks.agreeing():
             run.require_seen()
         with enough_memory(job.device, WITH_LESS_MEMORY):
