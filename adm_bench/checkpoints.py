@@ -8,15 +8,14 @@ nothing random depends on one: whatever is drawn is derived from (seed, step, po
 
 import hashlib
 import json
+import platform
 import re
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +23,15 @@ from torch import Tensor
 from adm_bench import progress
 from adm_bench.disk import room_for
 from adm_bench.errors import InputError
-from adm_bench.files import PARTIAL_SUFFIX, atomic_path, file_sha256, fingerprint, flush, remove_partial, write_json
+from adm_bench.files import (
+    atomic_path,
+    file_sha256,
+    fingerprint,
+    flush,
+    remove_folder,
+    remove_partial,
+    write_json,
+)
 from adm_bench.places import MANIFEST_FILE
 from generators.unet.checkpoint import WeightsHeader, read_header, write_weights
 
@@ -192,6 +199,17 @@ class Checkpoints:
             )
         return None, {}
 
+    def of(self, step: int) -> Checkpoint:
+        """The one of a step, which another process has found whole; InputError where this one does not."""
+        folder = self.folder / step_name(step)
+        try:
+            return verified(folder)
+        except DamagedError as error:
+            raise InputError(
+                f"{folder}: is whole for the first process, but not on {platform.node()} ({error}); give an --out that "
+                "all machines share"
+            ) from error
+
     def room(self, num_bytes: int = 0) -> AbstractContextManager[None]:
         """For what the run writes beside them too: InputError where the disk is full, naming what is safe."""
         kept = self.list()
@@ -204,10 +222,7 @@ class Checkpoints:
         old = [folder for folder in old if _step_of(folder) != newest]  # the only one that is known to be whole
         old += [folder for folder in self.folder.glob(f"{ASIDE}step_*") if _step_of(folder) <= newest]
         for folder in old:
-            # First out of sight, all at once: half a checkpoint must never lie there under its name.
-            doomed = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}{PARTIAL_SUFFIX}")
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+            remove_folder(folder)
 
     def _is_kept_for_ever(self, step: int) -> bool:
         return self.keep_every is not None and step % self.keep_every == 0
@@ -247,7 +262,7 @@ def _set_aside(folder: Path) -> None:
     """Give a damaged checkpoint another name, until one of that step or a later one is saved."""
     aside = folder.with_name(f"{ASIDE}{folder.name}")
     if aside.exists():
-        shutil.rmtree(aside)
+        remove_folder(aside)
     folder.rename(aside)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adm_bench import progress
 from adm_bench.checkpoints import Checkpoint, DamagedError, verified
 from adm_bench.disk import room_for
 from adm_bench.errors import InputError, bad_input
@@ -152,9 +153,11 @@ def _find_checkpoint(source: Path) -> Checkpoint:
             raise InputError(f"{source}: damaged checkpoint ({error}); give another one") from error
     if not (source / RUN_FILE).exists():
         raise InputError(f"{source}: is neither a training run nor a checkpoint; --out takes one of these")
-    found, _ = TrainingRun(source).checkpoints.search()
+    found, damaged = TrainingRun(source).checkpoints.search()
     if found is None:
         raise InputError(f"{source}: the run has no checkpoint yet; repeat its train command first")
+    for folder, reason in damaged.items():
+        progress.say(f"{folder}: damaged ({reason}); taking {found.folder.name}, the one before")
     return found
 
 

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,6 +64,16 @@ def _own_cuda_device() -> torch.device:
             f"expected one a process: start {visible} (--nproc-per-node), or use --device cpu"
         )
     return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def enough_memory(device: torch.device, way_out: str) -> Iterator[None]:
+    """InputError, which ends in `way_out`, where what happens inside needs more memory than a device has."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = ". ".join(str(error).split(". ")[:2])  # of many sentences
+        raise InputError(f"{device}: {reason}; {way_out}") from error
 
 
 def describe_device(device: torch.device) -> str:

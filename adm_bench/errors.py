@@ -4,6 +4,9 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Modes of a file or folder, and a disk that can be read only, or can be no more than that since it failed."""
+
 
 class InputError(Exception):
     """Bad input: one line that says what was found, what was expected and the way out. Exit status 2."""
@@ -23,6 +26,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the disk'}: {error.strerror}; make room, or choose another place", 2
+    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
+        return f"{error.filename}: {error.strerror}; allow it, or choose another place", 2
     message = f"internal failure: {type(error).__name__}: {' '.join(str(error).split())}"
     return f"{message} (adm-bench --debug ... shows where)", 1
 

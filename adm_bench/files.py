@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writes, digests, and the checks before work begins."""
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -20,6 +21,7 @@ LARGE_FILE_BYTES = 2**29
 HASH_CHUNK_BYTES = 2**24
 PARTIAL_SUFFIX = ".partial"
 LOCK_FILE = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 UMASK = os.umask(0o077)  # it can be read only by setting it
 os.umask(UMASK)
 
@@ -155,7 +157,8 @@ def check_writable(folder: Path) -> None:
 def sole_user(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder while the block runs; InputError where one is already at work.
 
-    The lock is the kernel's and ends with the process, however it ends.
+    The lock is the kernel's and ends with the process, however it ends. A file system that has none (Lustre often) is
+    told of, and keeps nobody out.
     """
     with (folder / LOCK_FILE).open("w") as file:
         try:
@@ -164,6 +167,10 @@ def sole_user(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"{folder}: another process is at work there; wait for it, or choose another folder"
             ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            progress.say(f"note: {folder}: cannot be locked ({error.strerror}); start nothing else there meanwhile")
         yield
 
 
@@ -178,8 +185,18 @@ def remove_partial(folder: Path) -> None:
         _remove(item)
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that no half of it is ever there under its name.
+
+    What cannot be deleted, as on NFS what another program is reading, stays under a name that `remove_partial` knows.
+    """
+    doomed = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    folder.rename(doomed)
+    _remove(doomed)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # nobody takes it for anything: no reason to end what works
     else:
         path.unlink(missing_ok=True)

@@ -21,8 +21,11 @@ WORTH_A_LINE_SEC = 2.0
 class Advance(Protocol):
     """Reports work done in a stage."""
 
-    def __call__(self, amount: float, note: str = "") -> None:
-        """`amount` more units are done; `note` says what else is worth seeing now."""
+    def __call__(self, amount: float, note: str = "", sec: float | None = None) -> None:
+        """`amount` more units are done; `note` says what else is worth seeing now.
+
+        They took `sec` seconds, or, if that is None, all the time since the last units.
+        """
 
 
 class Pace:
@@ -32,11 +35,11 @@ class Pace:
         self.total = total
         self.done: float = done
         self.start = time.perf_counter()
-        self.marks: deque[tuple[float, float]] = deque([(self.start, self.done)])
+        self.marks: deque[tuple[float, float]] = deque([(0.0, self.done)])
 
-    def advance(self, amount: float) -> None:
-        """`amount` more units are done."""
-        now = time.perf_counter()
+    def advance(self, amount: float, sec: float | None) -> None:
+        """See `Advance`."""
+        now = time.perf_counter() - self.start if sec is None else self.marks[-1][0] + sec
         self.done += amount
         self.marks.append((now, self.done))
         while len(self.marks) > 2 and now - self.marks[1][0] > WINDOW_SEC:
@@ -60,7 +63,7 @@ def stage(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]
     """Show one stage: its title, what is done, the rate and the time left; `done` were there before."""
     pace = Pace(total, done)
     if _is_silent():
-        yield lambda amount, note="": None  # noqa: ARG005  the names are part of the call
+        yield lambda amount, note="", sec=None: None  # noqa: ARG005  the names are part of the call
         return
     with _bar(title, unit, pace) if sys.stderr.isatty() else _lines(title, unit, pace) as advance:
         yield advance
@@ -101,8 +104,8 @@ def _bar(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
     with _display() as display:
         task = display.add_task(title, total=pace.total, completed=round(pace.done), text="", note="")
 
-        def advance(amount: float, note: str = "") -> None:
-            pace.advance(amount)
+        def advance(amount: float, note: str = "", sec: float | None = None) -> None:
+            pace.advance(amount, sec)
             display.update(task, completed=pace.done, text=pace.text(unit), note=note)
 
         try:
@@ -116,9 +119,9 @@ def _bar(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
 def _lines(title: str, unit: str, pace: Pace) -> Iterator[Advance]:
     last = pace.start
 
-    def advance(amount: float, note: str = "") -> None:
+    def advance(amount: float, note: str = "", sec: float | None = None) -> None:
         nonlocal last
-        pace.advance(amount)
+        pace.advance(amount, sec)
         now = time.perf_counter()
         if now - last >= PLAIN_INTERVAL_SEC and pace.done < pace.total:
             last = now

@@ -1,12 +1,14 @@
 """The processes of one command under `torchrun`: who they are, what they agree on, and how they end together."""
 
+import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import click
 import numpy as np
@@ -40,8 +42,8 @@ class Part:
 class Ranks:
     """The place of this process among all; one that `torchrun` did not start is alone.
 
-    `agree`, `highest`, `any`, `barrier`, `gather` and `gather_texts` are collective: every process calls them, in one
-    order.
+    `agree`, `highest`, `any`, `barrier`, `gather` and `gather_plain` are collective: every process calls them, in
+    one order.
     """
 
     rank: int = 0
@@ -111,14 +113,14 @@ class Ranks:
         dist.all_gather(list(joined.chunk(self.size)), mine)
         return joined
 
-    def gather_texts(self, text: str) -> list[str]:
-        """What each process says, without NUL, in the order of ranks: the same everywhere."""
+    def gather_plain(self, value: Any) -> list[Any]:
+        """What each process hands in, plain data, as JSON reads it again, in the order of ranks."""
+        text = json.dumps(value).encode()
         if self.size == 1:
-            return [text]
-        content = text.encode()
-        padded = torch.zeros(1, max(1, self.highest(len(content))), dtype=torch.uint8)
-        padded[0, : len(content)] = torch.tensor([*content], dtype=torch.uint8)
-        return [row.numpy().tobytes().rstrip(b"\0").decode() for row in self.gather(padded)]
+            return [json.loads(text)]
+        padded = torch.full((1, self.highest(len(text))), ord(" "), dtype=torch.uint8)
+        padded[0, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        return [json.loads(row.numpy().tobytes()) for row in self.gather(padded)]
 
     def collect(self, mine: Part | None) -> Iterator[Part]:
         """On the first process, every process's part in the order of ranks; on others, nothing.
@@ -149,8 +151,10 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks(device: torch.device = CPU, *, group_of_one: bool = False) -> Iterator[Ranks]:
+def joined_ranks(choose: Callable[[], torch.device] = lambda: CPU, *, group_of_one: bool = False) -> Iterator[Ranks]:
     """Join the other processes that `torchrun` started, if it did; they part when the block ends.
+
+    `choose` gives this process's device. Where that fails, on whichever process, all end.
 
     Who they are stands in the environment alone, so that other launchers serve too: RANK, WORLD_SIZE, MASTER_ADDR,
     MASTER_PORT, and LOCAL_RANK for the choice of a GPU. Tensors on CUDA travel by NCCL, all others by gloo.
@@ -161,11 +165,12 @@ def joined_ranks(device: torch.device = CPU, *, group_of_one: bool = False) -> I
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 and not group_of_one:
-        yield Ranks(device=device)
+        yield Ranks(device=choose())
         return
+    store, rank = _meeting_place(size)
+    device = choose() if size == 1 else _chosen_by_all(choose, store, rank, size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank = _meeting_place(size)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     in_order = False
@@ -216,6 +221,20 @@ def _agreed_name(store: Store, rank: int, size: int) -> str:
             raise InputError(f"not all of {size} processes have come within {PATIENCE}; their own output may say why")
         time.sleep(0.01)
     return name
+
+
+def _chosen_by_all(choose: Callable[[], torch.device], store: Store, rank: int, size: int) -> torch.device:
+    """The device of this process, if each has found one; as yet only the store joins them. AlreadySaidError if not."""
+    device, status = CPU, 0
+    try:
+        device = choose()
+    except Exception as error:  # noqa: BLE001  whatever it is, the others must know
+        status = _said_once(error, rank, store).exit_status
+    store.set(f"status/{rank}", str(status))
+    statuses = [int(store.get(f"status/{other}")) for other in range(size)]
+    if any(statuses):
+        raise AlreadySaidError(max(statuses))
+    return device
 
 
 def _said_once(error: Exception, rank: int, store: Store) -> AlreadySaidError:

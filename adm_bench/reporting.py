@@ -1,5 +1,6 @@
 """Reports of a run's folder: records and grids in, files that a person opens out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from rich.console import Console
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import atomic_path, read_json, write_text
 from adm_bench.images.npz import NpzFile
-from adm_bench.places import SUITE_FILE
+from adm_bench.places import RUN_FILE, SUITE_FILE
+from adm_bench.runs import EVALUATIONS_FILE, EVENTS_FOLDER, LOG_FILE, SAMPLES_FOLDER
 from reports.figures import png_bytes, sample_grid
 from reports.records import read_records
 from reports.render import Report, render_csv, render_html, render_markdown, render_rich
@@ -31,8 +33,10 @@ def write_grid(samples: Path, folder: Path, row: str, num_classes: int | None) -
 
 
 def read_report(folder: Path) -> Report:
-    """The report of a finished run; InputError where the folder holds none."""
+    """The report of a finished suite, or of a training run's evaluations; InputError where the folder holds none."""
     if not (folder / RECORDS_FILE).is_file():
+        if (folder / RUN_FILE).is_file():
+            return _training_report(folder)
         raise InputError(f"{folder}: has no {RECORDS_FILE}; expected the folder of a finished adm-bench run")
     with bad_input(folder / RECORDS_FILE):
         records = tuple(read_records(folder / RECORDS_FILE))
@@ -40,6 +44,25 @@ def read_report(folder: Path) -> Report:
     rows = dict.fromkeys(record.generator for record in records)
     grids = {row: path.read_bytes() for row in rows if (path := folder / GRIDS / f"{row}.png").is_file()}
     return Report(title=suite["title"], records=records, grids=grids)
+
+
+def _training_report(folder: Path) -> Report:
+    """A row an evaluation, in the order of steps: the curves of FID and of what else was measured on the way."""
+    if not (folder / EVALUATIONS_FILE).is_file():
+        raise InputError(
+            f"{folder}: is a training run without evaluations (--evaluate-every and --reference make them); its losses "
+            f"are in {LOG_FILE}, and tensorboard --logdir {folder / EVENTS_FOLDER} shows them"
+        )
+    with bad_input(folder / EVALUATIONS_FILE):
+        records = read_records(folder / EVALUATIONS_FILE)
+    rows = {int(str(record.settings["step"])): f"step {record.settings['step']}" for record in records}
+    pictures = {row: folder / SAMPLES_FOLDER / f"step_{step:08d}.png" for step, row in rows.items()}
+    return Report(
+        title=folder.name,
+        subtitle="samples of the network while it was trained",
+        records=tuple(replace(record, generator=rows[int(str(record.settings["step"]))]) for record in records),
+        grids={row: path.read_bytes() for row, path in pictures.items() if path.is_file()},
+    )
 
 
 def write_reports(folder: Path) -> None:

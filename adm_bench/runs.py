@@ -3,10 +3,11 @@
 import json
 import platform
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from adm_bench.checkpoints import HEADER_BYTES, KEPT, Checkpoints
 from adm_bench.errors import InputError
-from adm_bench.files import atomic_path, check_writable, flush, read_json, remove_partial, sole_user, write_json
+from adm_bench.files import (
+    atomic_path,
+    check_writable,
+    read_json,
+    remove_folder,
+    remove_partial,
+    sole_user,
+    write_json,
+    write_text,
+)
 from adm_bench.places import MANIFEST_FILE, RUN_FILE, what_is
 from adm_bench.provenance import commit, versions
 from generators.unet.checkpoint import WeightsHeader, write_weights
@@ -28,6 +38,8 @@ SAMPLES_FOLDER = "samples"
 EVALUATIONS_FILE = "evaluations.jsonl"
 STARTS_FILE = "starts.jsonl"
 CHECKPOINTS = "checkpoints"
+SEEN_SEC = 60.0
+"""After so long, a file system of many machines shows to all what one has written."""
 LONGEST_VALUE = 40
 TRAINING = "config.training"
 LENGTH = f"{TRAINING}.steps"
@@ -58,9 +70,52 @@ def differences(old: Any, new: Any) -> list[str]:
     return [f"{name}: {_shortened(was)} -> {_shortened(now)}" for name, (was, now) in changes(old, new).items()]
 
 
+def require_same(mine: Mapping[str, Any], firsts: Mapping[str, Any]) -> None:
+    """InputError where a process was given other work than the first one; only where its data lie may differ.
+
+    Each would train on something else, or wait for what the other never does.
+    """
+    found = changes(firsts, json.loads(json.dumps(mine)))
+    found.pop("data.name", None)
+    if found:
+        named = "; ".join(f"{name}: {_shortened(was)} -> {_shortened(now)}" for name, (was, now) in found.items())
+        raise InputError(
+            f"has other work than the first process ({named}); give all the same command, the same data and the same "
+            "version of adm-bench"
+        )
+
+
 def _shortened(value: Any) -> str:
     text = str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+@dataclass(kw_only=True)
+class Reached:
+    """How far a run has come, beside its network."""
+
+    step: int = 0
+    first_step: int = 0
+    """Where it began: above 0 where earlier steps were another program's."""
+    training_sec: float = 0.0
+    """Of steps alone: checkpoints and observations are not counted."""
+    skipped_in_a_row: int = 0
+    unlogged: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Totals of the steps since the last line of the log."""
+    unreadable: Sequence[int] = ()
+    """Indices of the images that were passed over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a finished run took."""
+
+    steps: int
+    images: int
+    sec: float
+    images_per_sec: float
+    """Over all steps; checkpoints, validation and samples on the way are not counted."""
+    num_parameters: int
 
 
 class TrainingRun:
@@ -86,18 +141,30 @@ class TrainingRun:
         anything else has, or where the folder holds something else; `overwrite` deletes such a run, or a
         finished one, but never files that are not a run's. A run that ended before anything was saved gives way.
         """
-        what = what_is(self.folder)
-        if what is not None and not (self.folder / RUN_FILE).exists():
+        marked, what = self.folder / RUN_FILE, what_is(self.folder)
+        if what is not None and not marked.exists():
             raise InputError(f"{self.folder}: is no training run but {what}; choose another --out")
         check_writable(self.folder)
         with sole_user(self.folder):
-            if what is not None:
+            if marked.exists():  # asked only now: another program may just have been here
                 self._admit(plan, overwrite=overwrite)
-            if not (self.folder / RUN_FILE).exists():
+            if not marked.exists():
                 with self.checkpoints.room():
-                    write_json(self.folder / RUN_FILE, plan)
+                    write_json(marked, plan)
+            check_writable(self.checkpoints.folder)  # now, and not after the first hour
             remove_partial(self.folder)
             yield
+
+    def require_seen(self) -> None:
+        """InputError where this process does not find what the first has opened, as on another machine's own disk."""
+        deadline = time.monotonic() + SEEN_SEC
+        while not (self.folder / RUN_FILE).exists():
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"{self.folder}: is not where the first process writes (there is no {RUN_FILE} on "
+                    f"{platform.node()}); give an --out that all machines share"
+                )
+            time.sleep(0.1)
 
     def _admit(self, plan: Mapping[str, Any], *, overwrite: bool) -> None:
         """Compare the plan with the stored one; InputError where the run cannot go on under it."""
@@ -140,8 +207,10 @@ class TrainingRun:
         annealing = plan["config"]["training"]["annealing"]
         if annealing != "none":
             return f", but annealing '{annealing}' depends on it"
-        kept = self.checkpoints.list()
-        done = was if self.result.exists() else int(kept[-1].name.removeprefix("step_")) if kept else 0
+        kept, is_finished = self.checkpoints.list(), self.result.exists()
+        if is_finished and not kept:
+            return f", but no checkpoint of the finished run is left in {self.checkpoints.folder}"
+        done = was if is_finished else int(kept[-1].name.removeprefix("step_")) if kept else 0
         return f", but {done} are done" if now < done else ""
 
     def started(self, step: int, ranks: int = 1) -> None:
@@ -158,10 +227,10 @@ class TrainingRun:
             "dirty": dirty,
             "versions": versions(),
         }
-        with self.checkpoints.room():
-            with self.starts.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            flush(self.starts)
+        earlier = self.starts.read_text(encoding="utf-8") if self.starts.exists() else ""
+        starts = f"{earlier}{json.dumps(line)}\n"
+        with self.checkpoints.room(len(starts)):
+            write_text(self.starts, starts)
             if self._changed:
                 write_json(self.folder / RUN_FILE, self._plan)
         self._changed = []
@@ -174,7 +243,8 @@ class TrainingRun:
 
     def _clear(self) -> None:
         for folder in (self.checkpoints.folder, self.folder / EVENTS_FOLDER, self.folder / SAMPLES_FOLDER):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                remove_folder(folder)  # at once: what stayed of it would be the next run's
         files = (self.weights, self.result, self.log, self.evaluations, self.starts)
         for path in (*files, self.folder / RUN_FILE):  # last what marks a run
             path.unlink(missing_ok=True)

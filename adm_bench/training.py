@@ -1,25 +1,25 @@
 """Training: a trainer, a data set and a run's folder, put together and kept going."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 
 from adm_bench import progress, registry
-from adm_bench.checkpoints import KEPT, Checkpoint, step_name, verified
+from adm_bench.checkpoints import KEPT, Checkpoint, step_name
 from adm_bench.conversion import begin_from, state_from_openai
+from adm_bench.devices import enough_memory
 from adm_bench.errors import InputError, bad_input
 from adm_bench.files import file_sha256, read_json, write_json
 from adm_bench.images.batches import TrainingBatches, training_record
 from adm_bench.images.dataset import Dataset
 from adm_bench.interruption import InterruptedWorkError, Interruption, interruptible
 from adm_bench.ranks import Ranks
-from adm_bench.runs import TrainingRun
+from adm_bench.runs import Reached, TrainingResult, TrainingRun, require_same
 from adm_bench.training_data import PassedOver, require_fit
 from adm_bench.training_log import Totals, TrainingLog, observation_note, step_note
 from adm_bench.utilisation import Gauge
@@ -36,6 +36,10 @@ TIME_IS_UP = 1
 """What processes tell each other beside the numbers of signals, of which no one that is handled here is 1."""
 UNREADABLE = 1000
 """That one of them has met an unreadable image, which they then speak about first."""
+WITH_LESS_MEMORY = (
+    "give --set training.microbatch_size=N with fewer images, --set training.recompute_activations=true or --sharding "
+    "full, under each of which the run goes on"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,33 +127,10 @@ class Routine:
     """Threads that decode images; None: as many as there are cores."""
     observations: Sequence[Observation] = ()
 
-
-@dataclass(kw_only=True)
-class Reached:
-    """How far a run has come, beside its network."""
-
-    step: int = 0
-    first_step: int = 0
-    """Where it began: above 0 where earlier steps were another program's."""
-    training_sec: float = 0.0
-    """Of steps alone: checkpoints and observations are not counted."""
-    skipped_in_a_row: int = 0
-    unlogged: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Totals of the steps since the last line of the log."""
-    unreadable: Sequence[int] = ()
-    """Indices of the images that were passed over."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a finished run took."""
-
-    steps: int
-    images: int
-    sec: float
-    images_per_sec: float
-    """Over all steps; checkpoints, validation and samples on the way are not counted."""
-    num_parameters: int
+    def when(self) -> dict[str, Any]:
+        """What decides after which steps processes do something together."""
+        looks = [[observation.event, observation.every] for observation in self.observations]
+        return {"checkpoint_every": self.checkpoint_every, "keep_every": self.keep_every, "observations": looks}
 
 
 def train(
@@ -174,11 +155,20 @@ def train(
             job.check()
             for observation in routine.observations:
                 observation.check(job, ranks)
+            plan = job.plan()
+        shared = {**plan, "when": routine.when()}
+        firsts = ranks.gather_plain(shared)[0]
+        with ranks.agreeing():
+            require_same(shared, firsts)
+        with ranks.agreeing():
             if ranks.is_first and (overwrite or not run.checkpoints.list()):
                 job.check_start()  # before anything is written
             if ranks.is_first:
-                stack.enter_context(run.opened(job.plan(), overwrite=overwrite))
-        return _Training(run, job, routine, ranks, parallel or Alone()).run_to_end()
+                stack.enter_context(run.opened(plan, overwrite=overwrite))
+        with ranks.agreeing():
+            run.require_seen()
+        with enough_memory(job.device, WITH_LESS_MEMORY):
+            return _Training(run, job, routine, ranks, parallel or Alone()).run_to_end()
 
 
 class _Training:
@@ -192,7 +182,8 @@ class _Training:
 
     def run_to_end(self) -> TrainingResult | None:
         """See `train`."""
-        if self.run.result.exists() and self.run.weights.exists():
+        # As the first process sees it, who has just changed the folder: a network's file system may tell others late.
+        if self.ranks.any(self.ranks.is_first and self.run.result.exists() and self.run.weights.exists()):
             progress.say(f"{self.run.folder}: already trained; nothing to do")
             return TrainingResult(**read_json(self.run.result))
         with self.ranks.agreeing():
@@ -258,7 +249,7 @@ class _Training:
 
     def _take_up(self, trainer: Trainable, newest: Checkpoint | None, step: int) -> None:
         """Go on from the checkpoint of a step, which the first process has chosen."""
-        checkpoint = newest or verified(self.run.checkpoints.folder / step_name(step))
+        checkpoint = newest or self.run.checkpoints.of(step)
         with bad_input(checkpoint.folder):
             trainer.load_state(checkpoint.state())
         self.reached = Reached(step=step, **checkpoint.progress["reached"])
@@ -288,11 +279,13 @@ class _Training:
                 gauge.add(self.config.batch_size, sec)
                 self._note_skip(report, log)
                 self._log(report, totals, gauge, log)
-                advance(1, note=step_note(report, gauge.images_per_sec, gauge.note))
+                advance(
+                    1, step_note(report, gauge.images_per_sec, gauge.note), sec
+                )  # what lies between is none of its pace
                 reached.unlogged = dict(totals.totals)
                 wish = self._agreed_wish(interruption, passed_over, batches.passed_over, log)
                 if wish or self._is_due:
-                    self._save(trainer)
+                    self._save(trainer, log)
                 if wish and reached.step < steps:
                     return self._leave(wish)
                 self._observe(trainer, log, interruption)
@@ -361,13 +354,13 @@ class _Training:
         step = self.reached.step
         if step % self.routine.log_every and step < self.config.steps:
             return
-        finite = {name: value for name, value in report.values.items() if math.isfinite(value)}
-        values = {"images": step * self.config.batch_size, **totals.taken(), **finite}
+        values = {"images": step * self.config.batch_size, **totals.taken(), **report.values}
         log.write("training", step - 1, {**values, "sec": self.reached.training_sec, **gauge.values})
 
-    def _save(self, trainer: Trainable) -> None:
+    def _save(self, trainer: Trainable, log: TrainingLog) -> None:
         state = trainer.state()
         with self.ranks.agreeing():
+            log.flush()
             if self.ranks.is_first:
                 kept = to_mapping(self.reached)
                 step = kept.pop("step")
@@ -388,13 +381,13 @@ class _Training:
         for observation in self.routine.observations:
             due = step > 0 and (step % observation.every == 0 or step == self.config.steps)
             if resumed:  # only the first process has read the log
-                due = bool(self.ranks.highest(int(due and not log.has(observation.event, step - 1))))
+                due = self.ranks.any(self.ranks.is_first and due and not log.has(observation.event, step - 1))
             if not due:
                 continue
             try:
                 seen = observation.observe(trainer, step, self.ranks, go_on)
             except InterruptedWorkError as cut_short:
-                self._save(trainer)
+                self._save(trainer, log)
                 self._leave(cut_short.signal_number)
             log.write(observation.event, step - 1, seen)
             progress.say(observation_note(observation.event, step, seen))

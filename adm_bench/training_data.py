@@ -1,6 +1,5 @@
 """Whether data are what a network is trained on, and what is done about images that turn out unreadable."""
 
-import json
 from collections.abc import Iterable, Mapping
 
 from adm_bench import progress
@@ -47,7 +46,7 @@ class PassedOver:
 
         InputError, the same on every process, where there are more than are allowed.
         """
-        parts = [json.loads(text) for text in ranks.gather_texts(json.dumps(self.news(found)))]
+        parts = ranks.gather_plain(self.news(found))
         joined = {int(index): why for part in parts for index, why in part.items()}
         self.indices.update(joined)
         said = [joined[index] for index in sorted(joined)]

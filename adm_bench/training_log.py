@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
-from adm_bench.files import write_text
+from adm_bench.files import flush, write_text
 from adm_bench.runs import EVENTS_FOLDER, LOG_FILE
 from generators.protocol import Mean, StepReport
 
@@ -43,9 +43,9 @@ class TrainingLog:
         self._seen: set[tuple[str, int]] = set()
         if not writes:
             return
-        path = folder / LOG_FILE
-        self._keep_before(path, start)
-        self._file = path.open("a")
+        self._path = folder / LOG_FILE
+        self._keep_before(self._path, start)
+        self._file = self._path.open("a", encoding="utf-8")
         (folder / EVENTS_FOLDER).mkdir(exist_ok=True)
         # The package names files by the second alone, and would write over an earlier start's of the same second.
         self._events = EventsWriter(str(folder / EVENTS_FOLDER / "events"), f".{time.time_ns()}")
@@ -57,12 +57,14 @@ class TrainingLog:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text().splitlines():
-            row = json.loads(line) if line.endswith("}") else {}  # a crash may have cut the last line
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            row = _row(line)
             if row and row["step"] < start:
                 kept.append(f"{line}\n")
                 self._seen.add((row["event"], row["step"]))
-        write_text(path, "".join(kept))
+        text = "".join(kept)
+        with self._room(len(text)):
+            write_text(path, text)
 
     def has(self, event: str, step: int) -> bool:
         """Whether an earlier start has logged an event of a step."""
@@ -86,6 +88,11 @@ class TrainingLog:
                     self._events.write_event(point)
             self._events.flush()
 
+    def flush(self) -> None:
+        """Return when all lines are on the disk: of steps that a checkpoint has, none is ever logged again."""
+        if self.writes:
+            flush(self._path)
+
     def __enter__(self) -> "TrainingLog":
         return self
 
@@ -102,6 +109,15 @@ class TrainingLog:
 
 def _is_not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def _row(line: str) -> Mapping[str, Any]:
+    """What a line says; nothing where a crash has cut it, or left zeros in its place."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) and {"event", "step"} <= row.keys() else {}
 
 
 class Totals:

@@ -78,7 +78,7 @@ def test_processes_that_train_together_on_a_gpu(form: type[Replicated | Sharded]
     device = choose_device("cuda")
     alone = script.Training(Alone(), device=str(device))
     expected = [alone.step(step) for step in range(3)]
-    with joined_ranks(device, group_of_one=True) as ranks:
+    with joined_ranks(lambda: device, group_of_one=True) as ranks:
         ranks.agree(None)
         assert ranks.any(flag=True)
         training = script.Training(form(ranks), device=str(device))

@@ -15,7 +15,10 @@ from adm_bench.commands.options import FILE, example, overwrite_option
 @click.option("--out", type=FILE, help="A file instead of stdout (not for rich).")
 @overwrite_option
 def command(run: Path, kind: str, out: Path | None, overwrite: bool) -> None:
-    """Show the report of a finished run."""
+    """Show the report of a finished run.
+
+    RUN is a suite's folder. Of a training run, its evaluations are shown, a row a step: the curve of FID.
+    """
     from adm_bench.errors import InputError
     from adm_bench.files import check_new_file, write_text
     from adm_bench.reporting import FILE_RENDERERS, print_report, read_report

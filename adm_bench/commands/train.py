@@ -101,7 +101,7 @@ def command(
 
     config = _configuration(trainer, preset_name, changes, settings)
     is_sharded = settings["sharding"] == "full"
-    with joined_ranks(choose_device(device), group_of_one=is_sharded) as ranks:
+    with joined_ranks(lambda: choose_device(device), group_of_one=is_sharded) as ranks:
         with ranks.agreeing():
             dataset = open_dataset(data, config.model.image_size, labels=settings["labels_from"])
             if ranks.is_first and isinstance(dataset, EncodedImages):
@@ -120,8 +120,9 @@ def command(
             observations = () if dry_run else _observations(job, out, settings)
         if dry_run:
             job.check()
-            cost = to_mapping(network_cost(config))
-            print_json({**job.plan(), "device": str(job.device), "out": str(out), "cost": cost})
+            if ranks.is_first:
+                cost = to_mapping(network_cost(config))
+                print_json({**job.plan(), "device": str(job.device), "out": str(out), "cost": cost})
             return
         routine = Routine(
             observations=observations,
@@ -165,7 +166,9 @@ def _configuration(
     if settings["images"] is not None:
         if settings["steps"] is not None:
             raise InputError(f"--steps {settings['steps']} and --images {settings['images']}: give one of them")
-        batch = settings["batch"] or wanted.get("training.batch_size") or chosen.config.training.batch_size
+        batch = settings["batch"] or wanted.get("training.batch_size", chosen.config.training.batch_size)
+        if not isinstance(batch, int) or batch < 1:
+            raise InputError(f"--set: training.batch_size is {batch!r}; expected 1 or more")
         options["--images"], given["--images"] = "training.steps", math.ceil(settings["images"] / batch)
     for option, value in given.items():
         field = options[option]

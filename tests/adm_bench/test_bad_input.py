@@ -1,5 +1,7 @@
 """Every refusal: exit status 2, one line that names the place, what was found and what was expected."""
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -319,6 +321,32 @@ def test_our_own_failures_exit_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert "internal failure: KeyError" in result.stderr
     assert isinstance(CliRunner().invoke(main, ["--debug", "list", "metrics"]).exception, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "status", "said"),
+    [
+        (errno.EACCES, "log.jsonl", 2, "Error: log.jsonl: Permission denied; allow it, or choose another place"),
+        (errno.EROFS, "log.jsonl", 2, "Error: log.jsonl: Read-only file system; allow it, or choose another place"),
+        (errno.ENOSPC, None, 2, "Error: the disk: No space left on device; make room, or choose another place"),
+        (errno.EIO, "log.jsonl", 1, "Error: internal failure: OSError: [Errno 5] Input/output error: 'log.jsonl'"),
+    ],
+)
+def test_what_a_file_system_refuses(
+    number: int, name: str | None, status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from adm_bench import registry
+    from adm_bench.cli import main
+
+    def refused(group: str) -> dict[str, str]:  # noqa: ARG001
+        raise OSError(number, os.strerror(number), name)
+
+    monkeypatch.setattr(registry, "describe", refused)
+    result = CliRunner().invoke(main, ["list", "metrics"])
+    assert result.exit_code == status
+    assert result.stderr.startswith(said)
 
 
 def test_classes_that_a_model_has_not_are_refused(refuse: Refuse, model: Path, tmp_path: Path) -> None:

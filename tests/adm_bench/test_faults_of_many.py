@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -58,6 +59,31 @@ def test_one_that_fails_in_start_up_stops_all_before_anything_is_written(process
     assert lines[0].endswith("the disk of this machine is not mounted")
     assert sum("not mounted" in line for line in lines) == 1
     assert not out.exists()
+
+
+def test_processes_of_other_work_do_not_begin(processes: Any, tmp_path: Path) -> None:
+    """A machine whose copy of the data is another, or whose command was typed anew."""
+    out, port = tmp_path / "run", free_port()
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = ["-m", "adm_bench", "train", "adm", "--data", "digits", "--out", out, *TRAINING]
+    others = (["--samples-every", "3", "--batch", "8"], ["--samples-every", "4", "--batch", "4"])
+    both = [processes.start(*command, *others[rank], RANK=str(rank), **place) for rank in range(2)]
+    errors = [processes.errors(each) for each in both]
+    assert both[0].returncode == 2
+    assert both[1].returncode != 0
+    (line,) = (line for text in errors for line in text.splitlines() if line.startswith("Error: "))
+    assert line == (
+        "Error: rank 1: has other work than the first process (config.training.batch_size: 8 -> 4; when.observations: "
+        "[['samples', 3]] -> [['samples', 4]]); give all the same command, the same data and the same version of "
+        "adm-bench"
+    )
+    assert not out.exists()
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def wait_for(ready: Callable[[], bool], started: "subprocess.Popen[str]") -> None:

@@ -1,5 +1,7 @@
 """Files and their digests."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adm_bench.files import atomic_path, file_sha256
+from adm_bench.errors import InputError
+from adm_bench.files import atomic_path, file_sha256, remove_folder, remove_partial, sole_user
 
 
 def test_a_large_file_is_hashed_with_progress_to_the_same_digest(
@@ -35,3 +38,39 @@ def test_what_is_written_is_everybodys_to_read_as_the_umask_says(tmp_path: Path)
         (folder / "private").touch(mode=0o600)
     (tmp_path / "plain").touch()
     assert (tmp_path / "folder" / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
+    with sole_user(tmp_path), pytest.raises(InputError, match="another process is at work there"), sole_user(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with sole_user(tmp_path):
+        pass
+    assert f"note: {tmp_path}: cannot be locked (Function not implemented)" in capsys.readouterr().err
+
+
+def test_a_folder_that_another_program_reads_goes_out_of_sight_and_later_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a deleted file that is open, so that its folder is not empty."""
+
+    def not_empty(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    (tmp_path / "old").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", not_empty)
+        remove_folder(tmp_path / "old")
+        (left,) = tmp_path.iterdir()
+        assert left.name.startswith(".old.")
+        remove_partial(tmp_path)
+    remove_partial(tmp_path)
+    assert not list(tmp_path.iterdir())

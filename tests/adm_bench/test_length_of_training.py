@@ -61,6 +61,16 @@ def test_hours_count_over_all_starts(run: Run, twelve: bytes, tmp_path: Path) ->
     assert "already trained" in run(*training(out, "--steps", "12", "--hours", "1e-9")).stderr
 
 
+@pytest.mark.parametrize("left", [b'{"event": "training", "st', b"\0\0\0\0}", b'\xff{"step": 0}', b'{"step": 0}', b"7"])
+def test_what_a_crash_leaves_in_the_log_is_dropped(left: bytes, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(*training(out, "--steps", "3", "--hours", "1e-9", "--log-every", "1"))
+    with (out / "log.jsonl").open("ab") as file:
+        file.write(left)
+    run(*training(out, "--steps", "3", "--log-every", "1"))
+    assert [row["step"] for row in rows(out, "training")] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("images", ["45", "48"])
 def test_length_in_images_is_rounded_up_to_steps(images: str, run: Run, twelve: bytes, tmp_path: Path) -> None:
     said = run(*training(tmp_path / "run", "--images", images)).stdout

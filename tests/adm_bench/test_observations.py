@@ -1,5 +1,6 @@
 """What is looked at while a network trains: validation, pictures, the curve of FID; looking changes nothing."""
 
+import csv
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ from reports.figures import sample_grid
 from reports.records import read_records
 
 Run = Callable[..., Any]
+Refuse = Callable[..., str]
 OPTIONS = {"sampler": "ddim", "sampling_steps": 2}
 
 
@@ -103,6 +105,23 @@ def test_a_run_made_again_from_a_checkpoint_has_each_evaluation_once(
     (line,) = rows(out, "evaluation")
     (expected,) = (row for row in rows(observed, "evaluation") if row["step"] == 3)
     assert line == expected
+
+
+def test_a_report_of_a_training_run_is_the_curve_of_its_evaluations(observed: Path, run: Run) -> None:
+    first, second = csv.DictReader(run("report", observed, "--format", "csv").stdout.splitlines())
+    assert [first["generator"], second["generator"]] == ["step 2", "step 4"]
+    expected = [record.value for record in read_records(observed / "evaluations.jsonl") if record.quantity == "fid"]
+    assert [float(row["FID"]) for row in (first, second)] == expected
+    assert first["settings"].endswith("training images 16")
+    page = run("report", observed, "--format", "html").stdout
+    assert page.count("data:image/png") == 2
+    assert "step 2" in run("report", observed).stdout
+
+
+def test_a_training_run_without_evaluations_has_no_report_but_a_log(model: Path, refuse: Refuse) -> None:
+    line = refuse("report", model)
+    assert f"{model}: is a training run without evaluations" in line
+    assert f"in log.jsonl, and tensorboard --logdir {model / 'tensorboard'} shows them" in line
 
 
 def test_a_picture_has_a_column_a_class_of_the_checkpoints_samples(observed: Path, run: Run, tmp_path: Path) -> None:

@@ -163,6 +163,10 @@ def test_a_run_goes_on_from_its_own_conversion(run: Run, tmp_path: Path) -> None
     assert differing(state, kept.state()) == []
     assert set(found) == set(kept.state())
     shutil.copytree(whole, cut)
+    (cut / "checkpoints" / "step_00000006" / "counters.safetensors").unlink()
+    said = run("convert", cut, "--out", tmp_path / "before")
+    assert "step_00000006: damaged (counters.safetensors is missing); taking step_00000003, the one" in said.stderr
+    assert {path.name for path in (tmp_path / "before").glob("model*")} == {"model000003.pt"}
     shutil.rmtree(cut / "checkpoints")
     for name in ("result.json", "weights.safetensors"):
         (cut / name).unlink()

@@ -27,6 +27,17 @@ def test_a_failure_in_start_up_stops_all_with_its_message_first(processes: Any, 
     assert "exitcode: 2" in errors.replace(" ", "").replace("exitcode:2", "exitcode: 2")
 
 
+def test_a_process_without_a_device_says_so_and_stops_all(processes: Any, tmp_path: Path) -> None:
+    """More processes than GPUs: the first ones have theirs, and know of nothing."""
+    started = processes.torchrun(SCRIPT, "no_device", tmp_path)
+    errors = processes.errors(started)
+    assert started.returncode != 0
+    lines = [line for line in errors.splitlines() if line]
+    assert lines[0] == "Error: rank 1: this is local process 1, counted from 0, but 1 CUDA devices are visible"
+    assert errors.count("Error: ") == 1 + errors.count("ChildFailedError: ")
+    assert "went on alone" not in errors
+
+
 def test_torchrun_brings_a_run_back(processes: Any, tmp_path: Path) -> None:
     started = processes.torchrun(SCRIPT, "restart", tmp_path, options=["--max-restarts=1"])
     errors = processes.errors(started)

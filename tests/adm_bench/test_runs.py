@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from adm_bench import runs
 from adm_bench.errors import InputError
 from adm_bench.runs import HARMLESS, TrainingRun, differences, find_weights
 from generators.adm.presets import PRESETS
@@ -129,6 +130,7 @@ def test_any_length_that_is_not_past_will_do(steps: int, tmp_path: Path) -> None
 
 def test_a_finished_run_goes_on_when_it_is_made_longer(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as run:
+        reach(run, 100)
         finish(run)
     with pytest.raises(InputError, match="100 -> 99, but 100 are done"), opened(tmp_path / "run", steps=99):
         pass
@@ -139,6 +141,65 @@ def test_a_finished_run_goes_on_when_it_is_made_longer(tmp_path: Path) -> None:
         assert run.weights.exists()
     with pytest.raises(InputError, match="the run has not finished"):
         find_weights(tmp_path / "run", "--weights")
+
+
+def test_a_finished_run_without_checkpoints_does_not_begin_anew_unasked(tmp_path: Path) -> None:
+    """They may have been deleted for their size; the weights and the log are worth what training took."""
+    with opened(tmp_path / "run") as run:
+        finish(run)
+    with (
+        pytest.raises(InputError, match="no checkpoint of the finished run is left"),
+        opened(tmp_path / "run", steps=200),
+    ):
+        pass
+    assert TrainingRun(tmp_path / "run").result.exists()
+    with opened(tmp_path / "run") as run:
+        assert run.result.exists()
+
+
+def test_another_program_that_was_there_a_moment_ago_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts, and is killed, after the folder was looked at and before it was locked."""
+    (tmp_path / "run").mkdir()
+
+    def looked_at(folder: Path) -> None:
+        with TrainingRun(folder).opened(plan(flip=True), overwrite=False):
+            reach(TrainingRun(folder), 40)
+
+    with monkeypatch.context() as patch:
+        real = runs.what_is
+        patch.setattr(runs, "what_is", lambda folder: (patch.setattr(runs, "what_is", real), looked_at(folder))[1])
+        with pytest.raises(InputError, match="flip: True -> False"), opened(tmp_path / "run"):
+            pass
+
+
+def test_checkpoints_that_cannot_be_written_are_known_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch = Path.touch
+
+    def refused(self: Path, *arguments: Any) -> None:
+        if self.parent.name == "checkpoints":
+            raise PermissionError(13, "Permission denied", str(self))
+        touch(self, *arguments)
+
+    monkeypatch.setattr(Path, "touch", refused)
+    with pytest.raises(InputError, match="checkpoints: cannot be written"), opened(tmp_path / "run"):
+        pass
+
+
+def test_a_process_that_does_not_see_the_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine has a disk of its own under that name."""
+    monkeypatch.setattr(runs, "SEEN_SEC", 0.0)
+    with opened(tmp_path / "run") as run:
+        run.require_seen()
+        reach(run, 10)
+        assert run.checkpoints.of(10).step == 10
+        with pytest.raises(InputError, match=r"step_00000020: is whole for the first process, but not on .*missing"):
+            run.checkpoints.of(20)
+    with pytest.raises(InputError, match=r"is not where the first process writes .* that all machines share"):
+        TrainingRun(tmp_path / "other").require_seen()
 
 
 def test_overwrite_goes_on_with_an_unfinished_run_of_the_same_plan(tmp_path: Path) -> None:

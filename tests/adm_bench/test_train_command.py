@@ -6,12 +6,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from adm_bench.ranks import Ranks
+from generators.training.network_trainer import NetworkTrainer
 
 Run = Callable[..., Any]
 Refuse = Callable[..., str]
@@ -72,6 +77,39 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
 def test_images_decide_the_number_of_steps(run: Run, tmp_path: Path) -> None:
     said = run("train", "adm", "--data", "digits", "--out", tmp_path, "--images", "100", "--batch", "32", "--dry-run")
     assert '"steps": 4' in said.stdout
+
+
+@pytest.mark.parametrize("size", ["abc", "0", "-4", "[2]", "2.5"])
+def test_length_in_images_needs_a_batch(size: str, refuse: Refuse, tmp_path: Path) -> None:
+    options = ["--images", "9", "--set", f"training.batch_size={size}", "--dry-run"]
+    said = refuse("train", "adm", "--data", "digits", "--out", tmp_path, *options)
+    assert "training.batch_size is " in said
+    assert "expected 1 or more" in said
+
+
+def test_of_many_processes_the_first_alone_prints_a_plan(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command = ["train", "adm", "--data", "digits", "--out", tmp_path, "--device", "cpu", "--dry-run"]
+    assert run(*command).stdout.startswith("{")
+    monkeypatch.setattr("adm_bench.ranks.joined_ranks", lambda *_, **__: nullcontext(Ranks(rank=1)))
+    assert run(*command).stdout == ""
+
+
+def test_memory_that_does_not_suffice_is_an_error_with_a_way_out(
+    run: Run, refuse: Refuse, tiny: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "adm", "--data", "digits", "--out", tmp_path / "run", "--steps", "2", *tiny]
+
+    def train_step(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkTrainer, "train_step", train_step)
+        line = refuse(*command)
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB; give --set training.microbatch_size=N with fewer images"
+    assert line.startswith(f"Error: cpu: {said}")
+    run(*command, "--set", "training.microbatch_size=2", "--set", "training.recompute_activations=true")
 
 
 def test_a_run_that_never_began_stands_in_nobodys_way(

@@ -56,7 +56,9 @@ def runs(
 def rows(run: Path, event: str) -> Rows:
     """The numbers of an event, by step."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if line["event"] == event}
+    found = [line for line in lines if line["event"] == event]
+    assert [line["step"] for line in found] == sorted({line["step"] for line in found})  # each once
+    return {line["step"]: line for line in found}
 
 
 def losses(run: Path) -> Rows:

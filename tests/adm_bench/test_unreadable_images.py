@@ -182,8 +182,8 @@ def test_validation_images_must_be_enough_for_every_process(whole: Path) -> None
 class Two(Ranks):
     """The first of two processes; `other` is what the second says."""
 
-    def gather_texts(self, text: str) -> list[str]:
-        return [text, '{"3": "c: bad", "1": "a: bad"}']
+    def gather_plain(self, value: Any) -> list[Any]:
+        return [value, {"3": "c: bad", "1": "a: bad"}]
 
 
 def test_what_another_process_has_met_counts_too() -> None:
