@@ -217,10 +217,15 @@ class Side:
         elapsed, processor = self.connection.recv()
         return elapsed, processor
 
+    def end(self) -> None:
+        """Ask for nothing more."""
+        self.connection.send(None)
+        self.process.join()
+
 
 @dataclass
 class Seconds:
-    """Of every repeat of a step: by the clock, and of all processors in this process."""
+    """Of every repeat of a step: by the clock, and of all processors in its process."""
 
     elapsed: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
@@ -279,6 +284,8 @@ def main() -> None:
     for kind in KINDS if given.only is None else (given.only,):
         label = f"{kind} x{GUIDED_STEPS}" if kind == "guided" else kind
         show(label, interleaved(sides, kind, given.repeats), BATCH[given.network])
+    for side in sides.values():
+        side.end()
 
 
 if __name__ == "__main__":

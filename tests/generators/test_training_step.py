@@ -203,6 +203,22 @@ def test_the_loss_scale_doubles_after_enough_good_steps() -> None:
     assert (none.value, none.good_steps) == (1, 0)
 
 
+def test_steps_are_those_of_plain_adamw_in_the_default_layout(make_trainer: Make, training_batch: MakeBatch) -> None:
+    """Which torch's fused one takes only where gradients and moments have the layout of their weights."""
+    trainer = make_trainer("adm", filled=True, **{"training.weight_decay": 0.05})
+    weights = {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in trainer.parameters.items()}
+    assert any(p.stride() != weights[name].stride() for name, p in trainer.parameters.items())
+    plain = torch.optim.AdamW(weights.values(), lr=1e-4, weight_decay=0.05, fused=False, foreach=False)
+    for step in range(3):
+        report = trainer.train_step(training_batch(step))
+        plain.param_groups[0]["lr"] = report.values["learning_rate"]
+        for name, gradient in trainer.gradients().items():
+            weights[name].grad = gradient.contiguous()
+        plain.step()
+    for name, expected in weights.items():
+        torch.testing.assert_close(trainer.parameters[name].detach(), expected, rtol=1e-6, atol=1e-7, msg=name)
+
+
 @pytest.mark.parametrize(("precision", "clip"), [("fp32", 0.1), ("fp32", 1e9), ("fp16", 0.1)])
 def test_gradients_are_clipped_as_torch_clips_them(
     precision: str, clip: float, make_trainer: Make, training_batch: MakeBatch
