@@ -40,6 +40,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _put_in_place(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a write that fails, only the caller knows it
+        raise
     finally:
         _remove(temporary)
 

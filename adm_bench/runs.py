@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adm_bench import progress
 from adm_bench.checkpoints import HEADER_BYTES, KEPT, Checkpoints
 from adm_bench.errors import InputError
 from adm_bench.files import (
@@ -28,7 +29,7 @@ from adm_bench.files import (
 )
 from adm_bench.places import MANIFEST_FILE, RUN_FILE, what_is
 from adm_bench.provenance import commit, versions
-from generators.unet.checkpoint import WeightsHeader, write_weights
+from generators.unet.checkpoint import WeightsHeader, read_header, write_weights
 
 WEIGHTS_FILE = "weights.safetensors"
 RESULT_FILE = "result.json"
@@ -193,6 +194,17 @@ class TrainingRun:
         """Whether no step was ever saved, as where training could not begin."""
         return not (self.result.exists() or self.weights.exists() or any(self.checkpoints.folder.glob("*")))
 
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do; weights that are damaged are told of, to be made again."""
+        if not (self.result.exists() and self.weights.exists()):
+            return False
+        try:
+            read_header(self.weights)
+        except ValueError as error:
+            progress.say(f"{error}; making it again from the newest checkpoint")
+            return False
+        return True
+
     def _refused(self, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
         """The differences under which a run does not go on, each with its reason where there is a special one."""
         refused = []
@@ -207,10 +219,10 @@ class TrainingRun:
         annealing = plan["config"]["training"]["annealing"]
         if annealing != "none":
             return f", but annealing '{annealing}' depends on it"
-        kept, is_finished = self.checkpoints.list(), self.result.exists()
-        if is_finished and not kept:
+        kept, has_ended = self.checkpoints.list(), self.result.exists()
+        if has_ended and not kept:
             return f", but no checkpoint of the finished run is left in {self.checkpoints.folder}"
-        done = was if is_finished else int(kept[-1].name.removeprefix("step_")) if kept else 0
+        done = was if has_ended else int(kept[-1].name.removeprefix("step_")) if kept else 0
         return f", but {done} are done" if now < done else ""
 
     def started(self, step: int, ranks: int = 1) -> None:

@@ -183,7 +183,7 @@ class _Training:
     def run_to_end(self) -> TrainingResult | None:
         """See `train`."""
         # As the first process sees it, who has just changed the folder: a network's file system may tell others late.
-        if self.ranks.any(self.ranks.is_first and self.run.result.exists() and self.run.weights.exists()):
+        if self.ranks.any(self.ranks.is_first and self.run.is_finished()):
             progress.say(f"{self.run.folder}: already trained; nothing to do")
             return TrainingResult(**read_json(self.run.result))
         with self.ranks.agreeing():
@@ -207,6 +207,8 @@ class _Training:
             progress.say(
                 f"note: training.warmup_steps is {self.config.warmup_steps}, and the run has {self.config.steps} steps"
             )
+        if self.config.compile:
+            progress.say("note: the network is compiled first, which may take minutes; signals wait for it")
         with TrainingLog(self.run.folder, self.reached.step, writes=self.ranks.is_first, room=room) as log:
             is_done = self._take_steps(trainer, batches, log)
         return self._result(trainer) if is_done else None

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from adm_bench import progress
 from adm_bench.errors import InputError
 from adm_bench.images.dataset import Dataset
+from adm_bench.images.encoded import EncodedImages
 from adm_bench.ranks import Ranks
 from generators.adm.config import NetworkConfig
 
@@ -29,13 +32,40 @@ def require_fit(data: Dataset, config: NetworkConfig) -> None:
         )
 
 
+def notes(data: Dataset, config: NetworkConfig) -> list[str]:
+    """What a person should know of data that fit a network and may not be all that was meant, a line each."""
+    found = [data.left_out(), data.empty_classes()] if isinstance(data, EncodedImages) else []
+    return [note for note in (*found, _untrained_classes(data, config)) if note is not None]
+
+
+def _untrained_classes(data: Dataset, config: NetworkConfig) -> str | None:
+    known = config.model.num_classes
+    if known is None or data.labels is None:
+        return None
+    missing = np.setdiff1d(np.arange(known), data.labels)
+    if not len(missing):
+        return None
+    return (
+        f"{len(missing)} of the network's {known} classes have no image (the first is {missing[0]}), and samples of "
+        "these classes will be nobody's; choose as many classes as there are (--set model.num_classes=N), or do not "
+        "sample those"
+    )
+
+
 class PassedOver:
     """The unreadable images of a data set that training has met, in whose places it took others: on all processes."""
 
     def __init__(self, allowed: int, known: Iterable[int] = ()) -> None:
-        """At most `allowed` different ones may be unreadable; `known` are the indices of those met before."""
+        """At most `allowed` different ones may be unreadable; `known` are the indices of those met before.
+
+        InputError where these are too many already.
+        """
         self.allowed = allowed
         self.indices = set(known)
+        if len(self.indices) > allowed:
+            raise InputError(
+                f"--skip-bad {allowed}: {len(self.indices)} unreadable images were met before; allow at least as many"
+            )
 
     def news(self, found: Mapping[int, str]) -> dict[str, str]:
         """What is not known yet of what this process has found: by index, as plain data, what is wrong with it."""

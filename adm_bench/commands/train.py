@@ -52,7 +52,11 @@ MOST_COLUMNS = 20
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network; pays on GPUs.")
 @labels_from_option
 @click.option(
-    "--skip-bad", type=click.IntRange(min=0), default=0, metavar="N", help="Pass over up to N unreadable images."
+    "--skip-bad",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Pass over N unreadable images of each set.",
 )
 @click.option("--workers", type=POSITIVE, help="Threads that decode images.  [default: as many as cores]")
 @click.option("--checkpoint-every", type=POSITIVE, default=500, help="Steps between checkpoints.")
@@ -93,10 +97,10 @@ def command(
     from adm_bench import progress
     from adm_bench.compute import network_cost
     from adm_bench.devices import choose_device
-    from adm_bench.images.encoded import EncodedImages
     from adm_bench.images.sources import open_dataset
     from adm_bench.ranks import joined_ranks
     from adm_bench.training import Routine, TrainingJob, train
+    from adm_bench.training_data import notes
     from generators.configuration import to_mapping
 
     config = _configuration(trainer, preset_name, changes, settings)
@@ -104,8 +108,8 @@ def command(
     with joined_ranks(lambda: choose_device(device), group_of_one=is_sharded) as ranks:
         with ranks.agreeing():
             dataset = open_dataset(data, config.model.image_size, labels=settings["labels_from"])
-            if ranks.is_first and isinstance(dataset, EncodedImages):
-                for note in filter(None, (dataset.left_out(), dataset.empty_classes())):
+            if ranks.is_first:
+                for note in notes(dataset, config):
                     progress.say(f"note: {dataset.name}: {note}")
             job = TrainingJob(
                 trainer=trainer,

@@ -151,8 +151,13 @@ class TrainingBatches:
             try:
                 pixels = self._pixels(place.position, image)
             except InputError as error:
-                if not self.passes_over or not isinstance(error.__cause__, UnreadableImageError):
+                if not isinstance(error.__cause__, UnreadableImageError):
                     raise
+                if not self.passes_over:
+                    raise InputError(
+                        f"{str(error).partition('; mend')[0]}; mend or remove it, or pass over up to N such images "
+                        "(--skip-bad N), as only so a run that has a checkpoint goes on"
+                    ) from error.__cause__
                 passed_over[image] = str(error)
                 continue
             return Made(image, mix_seed(self.seed, Stream.TRAINING_IMAGES, place.position), pixels, passed_over)

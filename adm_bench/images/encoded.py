@@ -205,7 +205,7 @@ class EncodedImages:
                     raise
                 first = first or error
         assert first is not None  # a set has an image
-        raise first
+        raise InputError(f"{self.name}: none of its first {index + 1} images can be read; the first one: {first}")
 
     def _checked_header(self, index: int, content: bytes) -> Header:
         with bad_input(self.where(index)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adm_bench.errors import InputError
+from adm_bench.errors import InputError, explain
 from adm_bench.files import atomic_path, file_sha256, remove_folder, remove_partial, sole_user
 
 
@@ -74,3 +74,12 @@ def test_a_folder_that_another_program_reads_goes_out_of_sight_and_later_away(
         remove_partial(tmp_path)
     remove_partial(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, atomic_path(tmp_path / "samples.npz"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert explain(caught.value)[0] == (
+        f"{tmp_path / 'samples.npz'}: No space left on device; make room, or choose another place"
+    )
+    assert list(tmp_path.iterdir()) == []

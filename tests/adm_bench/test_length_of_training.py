@@ -59,6 +59,9 @@ def test_hours_count_over_all_starts(run: Run, twelve: bytes, tmp_path: Path) ->
     assert (out / "weights.safetensors").read_bytes() == twelve
     assert [row["step"] for row in rows(out, "training")] == [1, 3, 5, 7, 9, 11]
     assert "already trained" in run(*training(out, "--steps", "12", "--hours", "1e-9")).stderr
+    (out / "weights.safetensors").write_bytes(twelve[:1000])
+    assert "making it again from the newest checkpoint" in run(*training(out, "--steps", "12")).stderr
+    assert (out / "weights.safetensors").read_bytes() == twelve
 
 
 @pytest.mark.parametrize("left", [b'{"event": "training", "st', b"\0\0\0\0}", b'\xff{"step": 0}', b'{"step": 0}', b"7"])

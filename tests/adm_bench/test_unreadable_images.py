@@ -20,7 +20,7 @@ from adm_bench.images.sources import open_dataset
 from adm_bench.observations import Validation
 from adm_bench.ranks import Ranks
 from adm_bench.training import TrainingJob
-from adm_bench.training_data import PassedOver
+from adm_bench.training_data import PassedOver, notes
 from generators.adm.presets import preset
 from generators.configuration import with_changes
 from generators.diffusion.noise import Stream, mix_seed
@@ -179,6 +179,20 @@ def test_validation_images_must_be_enough_for_every_process(whole: Path) -> None
         validation.check(job, Ranks(size=COUNT + 1))
 
 
+def test_a_set_of_which_nothing_can_be_read_is_said_to_be_so(whole: Path, tmp_path: Path) -> None:
+    root = damaged(whole, tmp_path / "set")
+    for path in root.iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"none of its first 12 images can be read; the first one: .*a_00.png"):
+        open_dataset(str(root), 8, labels="prefix")
+
+
+def test_fewer_may_not_be_allowed_than_were_met_before() -> None:
+    assert PassedOver(2, known=[3, 5]).indices == {3, 5}
+    with pytest.raises(InputError, match="--skip-bad 1: 2 unreadable images were met before; allow at least as many"):
+        PassedOver(1, known=[3, 5])
+
+
 class Two(Ranks):
     """The first of two processes; `other` is what the second says."""
 
@@ -194,3 +208,13 @@ def test_what_another_process_has_met_counts_too() -> None:
     assert not met.news({1: "a: bad here", 3: "c: bad"})
     with pytest.raises(InputError, match="d: bad; 4 unreadable images were met, and --skip-bad allows 3"):
         met.join({4: "d: bad"}, Ranks())
+
+
+def test_classes_without_images_are_told_of(whole: Path) -> None:
+    dataset = open_dataset(str(whole), 8, labels="prefix")
+    assert dataset.num_classes == 2
+    config = preset("digits8").config
+    assert notes(dataset, with_changes(config, {"model.num_classes": 2})) == []
+    assert notes(dataset, with_changes(config, {"model.num_classes": None})) == []
+    (note,) = notes(dataset, config)
+    assert note.startswith("8 of the network's 10 classes have no image (the first is 2), and samples of these classes")
