@@ -25,6 +25,9 @@ from metrics.statistics import FeatureBatch
 PATIENCE = timedelta(minutes=30)
 """How long one process waits for another that is alive; one that dies is noticed at once."""
 CPU = torch.device("cpu")
+LET_GO_SEC = 0.1
+"""Of sleep at the end: gloo's threads need the interpreter to let go of the last message's tensor, and where it ends
+at once, they abort the process (pybind11's wait for the GIL, in torch 2.13)."""
 FAILED = -1
 ABSENT = 0
 
@@ -186,6 +189,7 @@ def joined_ranks(choose: Callable[[], torch.device] = lambda: CPU, *, group_of_o
     finally:
         if in_order or device.type == "cpu":  # NCCL would wait for work that cannot end; the process's own end stops it
             dist.destroy_process_group()
+        time.sleep(LET_GO_SEC)
 
 
 def _meeting_place(size: int) -> tuple[Store, int]:
